@@ -1,0 +1,266 @@
+"""Every setting of a run, once: flags, YAML, `--help`, the JSON schema and the docs table come from here.
+
+    config = load_config("duiti.yaml", {"learning_rate": 1e-4})     # flags win over the file
+    Config(data=["my.jsonl"], model="tiny")
+
+A key that is not listed is refused with the nearest one that is. `auto` means: chosen when the run
+starts, from the model, the data and the machine, and printed with the reason (`duiti.sft.resolve`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from cyclopts import Parameter
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from duiti.errors import UsageError, did_you_mean
+
+Auto = Literal["auto"]
+Method = Literal["lora", "last-n", "full"]
+Schedule = Literal["cosine", "linear", "constant"]
+Dtype = Literal["float32", "bfloat16"]
+
+SYNONYMS = {
+    "lr": "learning_rate",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "micro_batch_tokens",
+    "lr_scheduler_type": "schedule",
+    "max_seq_length": "max_length",
+    "cutoff_len": "max_length",
+    "sequence_len": "max_length",
+    "output_dir": "output",
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "dataset": "data",
+    "datasets": "data",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_target_modules": "lora.target_modules",
+    "torch_dtype": "dtype",
+    "warmup": "warmup_steps",
+    "clip_grad": "max_grad_norm",
+}
+"""What other tools call our keys: an unknown key is answered with ours."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters (Hu et al. 2021): W x + (alpha / rank) B A x with W frozen."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank r of the update B A."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Numerator of the scale alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023): steadier at high ranks."""
+    target_modules: Annotated[tuple[str, ...] | Literal["all-linear"], Parameter(n_tokens=1)] = (
+        "all-linear"
+    )
+    """`all-linear` (every linear layer but the head) or names such as `q_proj,v_proj`."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str) and value != "all-linear":
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+
+class LastNConfig(_Section):
+    """Train only the end of the network."""
+
+    layers: int = Field(default=2, ge=1)
+    """How many of the last transformer layers are trained."""
+    train_norm: bool = True
+    """Also train the final norm."""
+    train_head: bool = False
+    """Also train the output head (where it is tied, that trains the embedding too: refused)."""
+
+
+class Config(_Section):
+    """All settings of a training run."""
+
+    data: Annotated[tuple[str, ...], Parameter(show=False)] = ()
+    """Files to train on (positional on the command line)."""
+    model: Annotated[str, Parameter(name=["--model", "-m"])] = ""
+    """Base model: a folder, `tiny` (embedded), or a hub id."""
+    output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None
+    """Run folder to create. Default: `runs/<data>-<model>`, numbered, never overwritten."""
+    val: str | None = None
+    """Rows to measure on and never train: a file, or a share of the data such as `5%`."""
+    map: Annotated[dict[str, str], Parameter(n_tokens=1, accepts_keys=False)] = Field(
+        default_factory=dict
+    )
+    """Rename fields before reading: `question=prompt,answer=response`."""
+    on_bad_row: Literal["refuse", "drop"] = "refuse"
+    """What a row that cannot be used does to the run: stop it, or be dropped and listed."""
+    template: str = "auto"
+    """`human-assistant`, `instruction-response`, `alpaca`, `chatml`, `model` (its own chat template)
+    or a YAML file. `auto`: the model's own if it has one, else `human-assistant`."""
+    max_length: Auto | Annotated[int, Field(ge=2)] = "auto"
+    """Longest text in tokens. `auto`: what the model's positions allow."""
+    over_length: Literal["drop", "error"] = "drop"
+    """What happens to a longer one. More than 1 % of the answer tokens dropped stops the run."""
+    method: Method = "lora"
+    """What is trained: `lora` adapters, the `last-n` layers, or the `full` model."""
+    lora: LoraConfig = LoraConfig()
+    last_n: LastNConfig = LastNConfig()
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the data."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many updates; the schedule ends there too."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows per update. The split into micro-batches never changes the result."""
+    micro_batch_tokens: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Tokens that go through the model at once (a longer row goes alone)."""
+    learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """Decay to zero after warm-up, or `constant`."""
+    warmup_steps: Auto | Annotated[int, Field(ge=0)] = "auto"
+    """Updates of linear warm-up. `auto`: 3 % of the run, between 1 and 100."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay, on matrices only."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Clip the gradient of an update to this norm; 0 never clips."""
+    dtype: Auto | Dtype = "auto"
+    """Of the matrix products. `auto`: bfloat16 where this machine multiplies it faster. What is
+    trained, and the optimizer, are float32 in either."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`. `auto`: CUDA where there is one, else the CPU."""
+    eval_every: Auto | Annotated[int, Field(ge=1)] = "auto"
+    """Updates between two measurements on `val`. `auto`: ten over the run."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the data order, the adapters' start and dropout."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. It can do anything you can."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_file_is_a_list_of_one(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("map", mode="before")
+    @classmethod
+    def _parse_map(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if not all(old.strip() and new.strip() for old, _, new in pairs):
+            raise ValueError("must read like question=prompt,answer=response")
+        return {old.strip(): new.strip() for old, _, new in pairs}
+
+    @model_validator(mode="after")
+    def _options_without_effect(self) -> Config:
+        """An option that nothing will read is a misunderstanding: say so instead of ignoring it."""
+        dead = [
+            name
+            for name, method in (("lora", "lora"), ("last_n", "last-n"))
+            if name in self.model_fields_set and self.method != method
+        ]
+        if dead:
+            raise ValueError(f"{dead[0]}.* has no effect with method: {self.method}")
+        if "eval_every" in self.model_fields_set and self.val is None:
+            raise ValueError("eval_every has no effect without val")
+        return self
+
+
+def load_config(file: str | Path | None, flags: Mapping[str, Any]) -> Config:
+    """The configuration of `file` (YAML; may be None) with `flags` on top.
+
+    Raises:
+        UsageError: all problems at once, each with the key, and the nearest known key for typos.
+    """
+    values = _read_yaml(Path(file)) if file is not None else {}
+    for key, value in flags.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
+            values[key] = {**values[key], **value}
+        else:
+            values[key] = value
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise explain(error, source=str(file) if file is not None else "") from None
+
+
+def keys() -> tuple[str, ...]:
+    """Every key as it is written in a flag: `learning_rate`, `lora.rank`, …"""
+    found = []
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += [f"{name}.{inner}" for inner in field.annotation.model_fields]
+        else:
+            found.append(name)
+    return tuple(found)
+
+
+def explain(error: ValidationError, *, source: str = "") -> UsageError:
+    """Pydantic's findings in our words: the key, what was wrong, and what was probably meant."""
+    where = f"{source}: " if source else ""
+    lines: list[str] = []
+    for problem in error.errors(include_url=False):
+        # Branches of a union show up as trailing parts that are no keys ("literal['auto']").
+        path = ".".join(str(part) for part in problem["loc"])
+        key = next((k for k in keys() if path == k or path.startswith(f"{k}.")), path)
+        if problem["type"] == "extra_forbidden":
+            known = SYNONYMS.get(path)
+            hint = f' Here it is "{known}".' if known else did_you_mean(path, keys())
+            lines.append(f'{where}unknown key "{path}".{hint}')
+            continue
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}{key}: {message[0].lower()}{message[1:]}" if key else message)
+    return UsageError("\n".join(dict.fromkeys(lines)), fix="duiti train --help lists every key")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key given twice is an error (it silently keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f'key "{key}" is given twice', key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a configuration ({error})") from None
+    return parse_yaml(text, source=str(path))
+
+
+def parse_yaml(text: str, *, source: str) -> dict[str, Any]:
+    """A YAML mapping with string keys; duplicates, tags and anything else are refused by line."""
+    try:
+        # A SafeLoader: it builds plain values only.
+        values = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError(f"{source}{line}: {problem}", why="the file is not valid YAML") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UsageError(f"{source}: must be a mapping of keys to values")
+    return values

@@ -1,0 +1,150 @@
+"""The nouns of a run, in the order in which a sample meets them. No torch at import.
+
+    Row -> Sample -> Turns -> Example -> Batch        and Progress beside them
+
+All are frozen: a later hop makes a new value, it never edits the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORE_INDEX = -100
+"""Label of a token that is not trained (the value that PyTorch's cross-entropy ignores)."""
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Role = Literal["system", "user", "assistant"]
+TokenIds: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a row was read. Travels to the last error message and report."""
+
+    file: str
+    """Path as the user gave it, or `<rows>` for rows given from Python."""
+    line: int
+    """1-based line on which the row begins (for rows from Python: its 1-based index)."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A parsed JSON object and its origin."""
+
+    fields: Mapping[str, Json]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that cannot be used, and why. The reason never quotes the row."""
+
+    origin: Origin
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+    input: str = ""
+    """The `input` of an alpaca row: a template may place it apart from the instruction; every other
+    template sees it joined to `content` by a newline."""
+    train: bool | None = None
+    """Overrides whether an assistant turn is trained; None leaves it to the setting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What the user meant: messages, no tokens yet."""
+
+    messages: tuple[Message, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One answer and the prompt it answers, cut exactly where serving cuts.
+
+    Serving sends `prompt` as one text and the model produces `answer` token by token; so both are
+    tokenized apart, and the ids of `prompt` are by construction those that serving sends."""
+
+    prompt: str
+    """Everything before the answer, rendered as for serving (with the generation prompt)."""
+    answer: str
+    """What the model must produce: the text and its one stop token, nothing after."""
+    is_trained: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """Token ids and their labels, born together and never rebuilt from each other."""
+
+    input_ids: TokenIds
+    """[T] token ids."""
+    labels: TokenIds
+    """[T] aligned with `input_ids` (not shifted): the id itself where trained, else -100."""
+    origin: Origin
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_supervised(self) -> int:
+        """Number of cross-entropy terms. A label at position 0 is predicted by nothing, so it does
+        not count; templates never train the first token."""
+        return int((self.labels[1:] != IGNORE_INDEX).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A flat run of D documents, T tokens, without padding. The one place where labels are shifted.
+
+    `targets[k]` is the token that follows position `supervised[k]` *in the same document*; the first
+    token of a document is therefore never a target."""
+
+    input_ids: torch.Tensor
+    """[T] int64."""
+    position_ids: torch.Tensor
+    """[T] int64; restart at 0 with each document."""
+    cu_seqlens: tuple[int, ...]
+    """[D+1] document borders: 0, end of first, …, T."""
+    supervised: torch.Tensor
+    """[N] int64 positions whose next token is trained."""
+    targets: torch.Tensor
+    """[N] int64 those next tokens."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.cu_seqlens[-1]
+
+    @property
+    def num_supervised(self) -> int:
+        return self.targets.shape[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a run stands. With the seed it determines everything that follows."""
+
+    step: int = 0
+    """Optimizer updates done."""
+    cursor: int = 0
+    """Rows consumed since the start of the run: epoch * number of examples + index."""
+    num_tokens: int = 0
+    """Tokens that went through the model."""
+    supervised_tokens: int = 0
+    """Cross-entropy terms that went into gradients."""
