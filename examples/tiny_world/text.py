@@ -1,0 +1,79 @@
+"""The running text: what the base model reads, and all it knows.
+
+A document is one to three paragraphs about entities (each names some of an entity's facts, in any order and in one of
+many wordings), or a little story, or sentences with their translations. It never asks and never answers.
+`write_documents` is endless and depends on its seed alone.
+"""
+
+import random
+from collections.abc import Iterator
+
+from . import phrases_en, phrases_zh
+from .stories import capitalise, write_parallel, write_story
+from .world import Entity, build_world
+
+PRETRAIN_SEED = "running text"
+HELDOUT_SEED = "held-out running text"
+SHARE_STORIES, SHARE_PARALLEL = 0.12, 0.06
+_WEIGHT = {"person": 1.0, "company": 1.0, "book": 1.15, "country": 1.15, "word": 0.9}
+"""Mentions of a fact relative to one about a person: the kinds with few entities are read a little more often,
+and a word, which has one fact, is said one to three times over."""
+_STYLES = {"en": phrases_en, "zh": phrases_zh}
+
+
+def write_documents(seed: str) -> Iterator[str]:
+    """Documents without end; the same seed writes the same ones."""
+    rng = random.Random(seed)
+    world = build_world()
+    weights = [_WEIGHT[e.kind] * len(e.facts) / _mean_mentions(len(e.facts)) for e in world]
+    while True:
+        draw = rng.random()
+        if draw < SHARE_STORIES:
+            yield write_story(rng)
+        elif draw < SHARE_STORIES + SHARE_PARALLEL:
+            yield write_parallel(rng)
+        else:
+            num_paragraphs = rng.choices((1, 2, 3), (6, 3, 1))[0]
+            entities = rng.choices(world, weights, k=num_paragraphs)
+            yield "\n".join(write_paragraph(e, rng) for e in entities)
+
+
+def write_paragraph(entity: Entity, rng: random.Random, *, whole: bool = False) -> str:
+    """Some facts (all when `whole`, then without a last summary) of one entity, shuffled, in sampled wordings."""
+    style = _STYLES[entity.language]
+    num_facts = len(entity.facts)
+    chosen = rng.sample(entity.facts, num_facts if whole else rng.randint(min(2, num_facts), num_facts))
+    templates = [rng.choice(style.SENTENCES[entity.kind, attribute]) for attribute, _ in chosen]
+    if entity.kind == "word":
+        templates = rng.sample(style.SENTENCES["word", "translation"], rng.randint(1, 3))
+        chosen = chosen * len(templates)
+    sentences = []
+    for i, (template, (_, value)) in enumerate(zip(templates, chosen, strict=True)):
+        name = _stand_in(entity, rng) if i and rng.random() < 0.15 else entity.name
+        sentences.append(capitalise(template.format(n=name, v=value, a=with_article(value))))
+    if not whole and entity.kind in style.SUMMARIES and rng.random() < 0.12:
+        sentences.append(write_summary(entity))
+    return (" " if entity.language == "en" else "").join(sentences)
+
+
+def write_summary(entity: Entity) -> str:
+    """The one sentence that sums an entity up, in a fixed style."""
+    facts = dict(entity.facts)
+    facts["a_job"] = with_article(facts.get("job", ""))
+    return _STYLES[entity.language].SUMMARIES[entity.kind].format(n=entity.name, **facts)
+
+
+def with_article(noun: str) -> str:
+    """`a baker`, `an actor`."""
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"
+
+
+def _stand_in(entity: Entity, rng: random.Random) -> str:
+    if entity.kind == "person" and entity.language == "en":
+        return entity.name.split()[0]
+    return _STYLES[entity.language].STAND_INS.get(entity.kind, entity.name)
+
+
+def _mean_mentions(num_facts: int) -> float:
+    """How many facts a paragraph names on average."""
+    return (min(2, num_facts) + num_facts) / 2
