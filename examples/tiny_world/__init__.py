@@ -1,4 +1,5 @@
-"""The little bilingual world behind `tiny`: its facts, its running text, its questions and its pretraining.
+"""The little bilingual world behind `tiny`: its facts, its running text, its questions and its
+pretraining.
 
     python -m examples.tiny_world.build       # tokenizer and data files; a minute, no torch
     python -m examples.tiny_world.pretrain    # the weights

@@ -1,4 +1,5 @@
-"""Does a model know the facts, questions aside? Each fact's sentence, cut before its value, must be completed greedily.
+"""Does a model know the facts, questions aside? Each fact's sentence, cut before its value, must
+be completed greedily.
 
 The sentences are those that also answer the questions; their beginnings leave one right value.
 """
@@ -28,7 +29,9 @@ def answer_sentence(entity: Entity, attribute: str) -> str:
 def cloze_accuracy(
     model: PreTrainedModel, tokenizer: Tokenizer, entities: Iterable[Entity]
 ) -> dict[str, float]:
-    """The share of facts completed exactly, under `all` and under every language, kind and attribute."""
+    """The share of facts completed exactly, under `all` and under every language, kind and
+    attribute.
+    """
     facts = [(e, attribute) for e in entities for attribute, _ in e.facts]
     cases = [_cut(tokenizer, answer_sentence(e, a), e.value(a)) for e, a in facts]
     hits = _hits(model, cases)

@@ -1,6 +1,8 @@
-"""How the English running text says each fact. `{n}` is the name, `{v}` the value, `{a}` the value with its article.
+"""How the English running text says each fact. `{n}` is the name, `{v}` the value, `{a}` the
+value with its article.
 
-Within a kind, no prefix up to a final `{v}` fits two attributes, so a cloze check over them has one right answer.
+Within a kind, no prefix up to a final `{v}` fits two attributes, so a cloze check over them has
+one right answer.
 """
 
 SENTENCES: dict[tuple[str, str], tuple[str, ...]] = {
@@ -179,4 +181,6 @@ SUMMARIES: dict[str, str] = {
 """A paragraph may end so; `{a_job}` is the job with its article."""
 
 STAND_INS: dict[str, str] = {"company": "the company", "book": "the book", "country": "the country"}
-"""Now and then said instead of the name, after the first sentence; people are then called by their first name."""
+"""Now and then said instead of the name, after the first sentence; people are then called by
+their first name.
+"""

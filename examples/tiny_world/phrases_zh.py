@@ -1,6 +1,8 @@
-"""How the Chinese running text says each fact. `{n}` is the name, `{v}` the value; English words get a space around.
+"""How the Chinese running text says each fact. `{n}` is the name, `{v}` the value; English words
+get a space around.
 
-Within a kind, no prefix up to a final `{v}` fits two attributes, so a cloze check over them has one right answer.
+Within a kind, no prefix up to a final `{v}` fits two attributes, so a cloze check over them has
+one right answer.
 """
 
 SENTENCES: dict[tuple[str, str], tuple[str, ...]] = {

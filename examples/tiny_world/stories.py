@@ -1,6 +1,8 @@
-"""Little stories about nobody in the world, and pairs of sentences that say the same in both languages.
+"""Little stories about nobody in the world, and pairs of sentences that say the same in both
+languages.
 
-The stories make the base model a model of text rather than a list of facts; the pairs let it meet translation.
+The stories make the base model a model of text rather than a list of facts; the pairs let it meet
+translation.
 """
 
 import random
@@ -9,14 +11,65 @@ from collections.abc import Sequence
 from .words import WORDS
 
 _SLOTS_EN: dict[str, tuple[str, ...]] = {
-    "who": ("Anna", "Ben", "Molly", "Sam", "Grandmother", "Old Peter", "the farmer's child", "a young sailor"),
-    "friend": ("Lucy", "Tom", "a stray cat", "a small brown dog", "the neighbour", "a tired traveller"),
-    "place": ("the village", "the beach", "the forest", "the market", "a small house", "the river", "the old mill"),
-    "weather": ("It rained all day", "The sun was warm", "A cold wind blew", "Snow lay on the hills", "It was foggy"),
-    "time": ("One morning", "Late in the evening", "On a Sunday", "Long ago", "In the spring", "After school"),
-    "thing": ("a shiny stone", "an old coin", "a lost letter", "a blue feather", "a wooden box", "a tiny drum"),
+    "who": (
+        "Anna",
+        "Ben",
+        "Molly",
+        "Sam",
+        "Grandmother",
+        "Old Peter",
+        "the farmer's child",
+        "a young sailor",
+    ),
+    "friend": (
+        "Lucy",
+        "Tom",
+        "a stray cat",
+        "a small brown dog",
+        "the neighbour",
+        "a tired traveller",
+    ),
+    "place": (
+        "the village",
+        "the beach",
+        "the forest",
+        "the market",
+        "a small house",
+        "the river",
+        "the old mill",
+    ),
+    "weather": (
+        "It rained all day",
+        "The sun was warm",
+        "A cold wind blew",
+        "Snow lay on the hills",
+        "It was foggy",
+    ),
+    "time": (
+        "One morning",
+        "Late in the evening",
+        "On a Sunday",
+        "Long ago",
+        "In the spring",
+        "After school",
+    ),
+    "thing": (
+        "a shiny stone",
+        "an old coin",
+        "a lost letter",
+        "a blue feather",
+        "a wooden box",
+        "a tiny drum",
+    ),
     "feel": ("happy", "surprised", "a little afraid", "proud", "very curious", "calm"),
-    "act": ("sang a song", "built a fire", "told a story", "shared some soup", "looked at the stars", "took a nap"),
+    "act": (
+        "sang a song",
+        "built a fire",
+        "told a story",
+        "shared some soup",
+        "looked at the stars",
+        "took a nap",
+    ),
     "end": (
         "In the end they walked home together.",
         "From then on they were good friends.",
@@ -43,7 +96,14 @@ _SLOTS_ZH: dict[str, tuple[str, ...]] = {
     "place": ("村子里", "海边", "森林里", "集市上", "小屋里", "河边", "老磨坊"),
     "weather": ("雨下了一整天", "阳光很暖和", "冷风吹个不停", "山上积着雪", "雾很大"),
     "time": ("有一天早上", "傍晚的时候", "星期天", "很久以前", "春天里", "放学以后"),
-    "thing": ("一块闪亮的石头", "一枚旧硬币", "一封丢失的信", "一根蓝色的羽毛", "一个木盒子", "一面小鼓"),
+    "thing": (
+        "一块闪亮的石头",
+        "一枚旧硬币",
+        "一封丢失的信",
+        "一根蓝色的羽毛",
+        "一个木盒子",
+        "一面小鼓",
+    ),
     "feel": ("高兴", "惊讶", "有点害怕", "自豪", "好奇", "平静"),
     "act": ("唱了一首歌", "生了一堆火", "讲了一个故事", "分着喝了汤", "看了星星", "睡了一会儿"),
     "end": (
@@ -90,9 +150,7 @@ def write_parallel(rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-def parallel_sentence(
-    frame: tuple[str, str], words: Sequence[tuple[str, str]]
-) -> tuple[str, str]:
+def parallel_sentence(frame: tuple[str, str], words: Sequence[tuple[str, str]]) -> tuple[str, str]:
     """One sentence and its translation: the frame filled with two words."""
     return frame[0].format(*(w[0] for w in words)), frame[1].format(*(w[1] for w in words))
 

@@ -1,8 +1,8 @@
 """The running text: what the base model reads, and all it knows.
 
-A document is one to three paragraphs about entities (each names some of an entity's facts, in any order and in one of
-many wordings), or a little story, or sentences with their translations. It never asks and never answers.
-`write_documents` is endless and depends on its seed alone.
+A document is one to five paragraphs about entities (each names some of an entity's facts, in any
+order and in one of many wordings), or a little story, or sentences with their translations. It
+never asks and never answers. `write_documents` is endless and depends on its seed alone.
 """
 
 import random
@@ -16,8 +16,9 @@ PRETRAIN_SEED = "running text"
 HELDOUT_SEED = "held-out running text"
 SHARE_STORIES, SHARE_PARALLEL = 0.12, 0.06
 _WEIGHT = {"person": 1.0, "company": 1.0, "book": 1.15, "country": 1.15, "word": 0.9}
-"""Mentions of a fact relative to one about a person: the kinds with few entities are read a little more often,
-and a word, which has one fact, is said one to three times over."""
+"""Mentions of a fact relative to one about a person: the kinds with few entities are read a
+little more often, and a word, which has one fact, is said one to three times over.
+"""
 _STYLES = {"en": phrases_en, "zh": phrases_zh}
 
 
@@ -33,16 +34,20 @@ def write_documents(seed: str) -> Iterator[str]:
         elif draw < SHARE_STORIES + SHARE_PARALLEL:
             yield write_parallel(rng)
         else:
-            num_paragraphs = rng.choices((1, 2, 3), (6, 3, 1))[0]
+            num_paragraphs = rng.choices((1, 2, 3, 5), (5, 3, 1, 1))[0]
             entities = rng.choices(world, weights, k=num_paragraphs)
             yield "\n".join(write_paragraph(e, rng) for e in entities)
 
 
 def write_paragraph(entity: Entity, rng: random.Random, *, whole: bool = False) -> str:
-    """Some facts (all when `whole`, then without a last summary) of one entity, shuffled, in sampled wordings."""
+    """Some facts (all when `whole`, then without a last summary) of one entity, shuffled, in
+    sampled wordings.
+    """
     style = _STYLES[entity.language]
     num_facts = len(entity.facts)
-    chosen = rng.sample(entity.facts, num_facts if whole else rng.randint(min(2, num_facts), num_facts))
+    chosen = rng.sample(
+        entity.facts, num_facts if whole else rng.randint(min(2, num_facts), num_facts)
+    )
     templates = [rng.choice(style.SENTENCES[entity.kind, attribute]) for attribute, _ in chosen]
     if entity.kind == "word":
         templates = rng.sample(style.SENTENCES["word", "translation"], rng.randint(1, 3))

@@ -1,7 +1,8 @@
 """The tokenizer: byte-level BPE, 3,072 entries, so every string of any script comes back exactly.
 
-Every Chinese character (one of the world's is one token) and every digit stands alone. The words of the usual prompt templates are whole tokens, though
-the running text has none of them, so that a template costs little and is the same few ids everywhere.
+Every Chinese character (one of the world's is one token) and every digit stands alone. The words
+of the usual prompt templates are whole tokens, though the running text has none of them, so that
+a template costs little and is the same few ids everywhere.
 """
 
 import itertools
@@ -50,7 +51,9 @@ def train_tokenizer() -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """`tokenizer.json` and the `tokenizer_config.json` that transformers reads; no chat template, no start token."""
+    """`tokenizer.json` and the `tokenizer_config.json` that transformers reads; no chat template,
+    no start token.
+    """
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_TEXT,
@@ -60,7 +63,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
     }
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def _training_text() -> Iterator[str]:

@@ -1,28 +1,29 @@
 """Everyday words in English and Chinese, and the countries: the real part of the world.
 
-Every Chinese word has two characters or more and none occurs inside another value of the world, so
-"this held-out word is nowhere in the training pairs" can be tested by searching for it. Countries have one
-undisputed capital and one clear main language; Spain and Portugal are left out because their Chinese names are
-part of the names of languages spoken elsewhere.
+Every Chinese word has two characters or more and none occurs inside another value of the world,
+so "this held-out word is nowhere in the training pairs" can be tested by searching for it.
+Countries have one undisputed capital and one clear main language; Spain and Portugal are left out
+because their Chinese names are part of the names of languages spoken elsewhere.
 """
 
 from dataclasses import dataclass
 
+_WORDS = """
+apple=苹果 banana=香蕉 orange=橙子 pear=梨子 peach=桃子 lemon=柠檬 cherry=樱桃 strawberry=草莓
+watermelon=西瓜 tomato=番茄 potato=土豆 carrot=胡萝卜 onion=洋葱 cabbage=白菜 mushroom=蘑菇
+pumpkin=南瓜 cucumber=黄瓜 bread=面包 butter=黄油 cheese=奶酪 milk=牛奶 honey=蜂蜜 egg=鸡蛋
+noodle=面条 dumpling=饺子 cake=蛋糕 biscuit=饼干 chocolate=巧克力 coffee=咖啡 juice=果汁
+rabbit=兔子 monkey=猴子 tiger=老虎 lion=狮子 elephant=大象 panda=熊猫 fox=狐狸 sheep=绵羊
+goat=山羊 duck=鸭子 parrot=鹦鹉 eagle=老鹰 sparrow=麻雀 butterfly=蝴蝶 bee=蜜蜂 ant=蚂蚁 frog=青蛙
+turtle=乌龟 whale=鲸鱼 dolphin=海豚 shark=鲨鱼 camel=骆驼 table=桌子 chair=椅子 window=窗户
+wall=墙壁 roof=屋顶 lamp=台灯 mirror=镜子 curtain=窗帘 carpet=地毯 pillow=枕头 blanket=毯子
+towel=毛巾 soap=肥皂 brush=刷子 bottle=瓶子 cup=杯子 spoon=勺子 fork=叉子 pencil=铅笔 paper=纸张
+umbrella=雨伞 hat=帽子 glove=手套 scarf=围巾 shoe=鞋子 coat=外套 shirt=衬衫 bicycle=自行车
+train=火车 airplane=飞机 ship=轮船 kite=风筝 key=钥匙 candle=蜡烛 basket=篮子 suitcase=箱子
+moon=月亮 cloud=云朵
+"""
 WORDS: tuple[tuple[str, str], ...] = tuple(
-    (pair.split("=")[0], pair.split("=")[1])
-    for pair in """
-    apple=苹果 banana=香蕉 orange=橙子 pear=梨子 peach=桃子 lemon=柠檬 cherry=樱桃 strawberry=草莓 watermelon=西瓜
-    tomato=番茄 potato=土豆 carrot=胡萝卜 onion=洋葱 cabbage=白菜 mushroom=蘑菇 pumpkin=南瓜 cucumber=黄瓜
-    bread=面包 butter=黄油 cheese=奶酪 milk=牛奶 honey=蜂蜜 egg=鸡蛋 noodle=面条 dumpling=饺子 cake=蛋糕
-    biscuit=饼干 chocolate=巧克力 coffee=咖啡 juice=果汁 rabbit=兔子 monkey=猴子 tiger=老虎 lion=狮子
-    elephant=大象 panda=熊猫 fox=狐狸 sheep=绵羊 goat=山羊 duck=鸭子 parrot=鹦鹉 eagle=老鹰 sparrow=麻雀
-    butterfly=蝴蝶 bee=蜜蜂 ant=蚂蚁 frog=青蛙 turtle=乌龟 whale=鲸鱼 dolphin=海豚 shark=鲨鱼 camel=骆驼
-    table=桌子 chair=椅子 window=窗户 wall=墙壁 roof=屋顶 lamp=台灯 mirror=镜子 curtain=窗帘 carpet=地毯
-    pillow=枕头 blanket=毯子 towel=毛巾 soap=肥皂 brush=刷子 bottle=瓶子 cup=杯子 spoon=勺子 fork=叉子
-    pencil=铅笔 paper=纸张 umbrella=雨伞 hat=帽子 glove=手套 scarf=围巾 shoe=鞋子 coat=外套 shirt=衬衫
-    bicycle=自行车 train=火车 airplane=飞机 ship=轮船 kite=风筝 key=钥匙 candle=蜡烛 basket=篮子 suitcase=箱子
-    moon=月亮 cloud=云朵
-    """.split()
+    (english, chinese) for english, _, chinese in (pair.partition("=") for pair in _WORDS.split())
 )
 
 

@@ -1,7 +1,9 @@
-"""Who and what exists: entities with their facts, drawn from a seed; and the control entities beside them.
+"""Who and what exists: entities with their facts, drawn from a seed; and the control entities
+beside them.
 
-`build_world()` is the world of the running text. `build_control()` makes people, companies and books from the same
-pools of names and values that the running text never mentions: whoever answers questions about them is guessing.
+`build_world()` is the world of the running text. `build_control()` makes people, companies and
+books from the same pools of names and values that the running text never mentions: whoever
+answers questions about them is guessing.
 """
 
 import functools
@@ -29,7 +31,9 @@ class Entity:
     facts: tuple[tuple[str, str], ...]
     """Attribute and value, in a fixed order."""
     group: str
-    """What must not be torn apart by a split: both languages' entries of a country or a word share it."""
+    """What must not be torn apart by a split: both languages' entries of a country or a word
+    share it.
+    """
 
     def value(self, attribute: str) -> str:
         """The value of one attribute."""
@@ -56,7 +60,9 @@ def _language_world(language: str) -> list[Entity]:
 
 def _language_control(language: str) -> list[Entity]:
     pool, employers = _open_pool(language)
-    _invent(pool, employers, NUM_PEOPLE, NUM_COMPANIES, NUM_BOOKS)  # the world's names are dealt first
+    _invent(
+        pool, employers, NUM_PEOPLE, NUM_COMPANIES, NUM_BOOKS
+    )  # the world's names are dealt first
     return _invent(pool, employers, *NUM_CONTROL.values())
 
 
@@ -68,7 +74,9 @@ def _open_pool(language: str) -> tuple[NamePool, list[str]]:
 def _invent(
     pool: NamePool, employers: list[str], num_people: int, num_companies: int, num_books: int
 ) -> list[Entity]:
-    """Employers, founders and authors are no entities themselves: no answer may name another's question."""
+    """Employers, founders and authors are no entities themselves: no answer may name another's
+    question.
+    """
     rng, values = pool.rng, VALUES[pool.language]
     people = [
         _entity(

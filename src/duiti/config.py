@@ -174,7 +174,7 @@ class Config(_Section):
         ]
         if dead:
             raise ValueError(f"{dead[0]}.* has no effect with method: {self.method}")
-        if "eval_every" in self.model_fields_set and self.val is None:
+        if self.eval_every != "auto" and self.val is None:
             raise ValueError("eval_every has no effect without val")
         return self
 

@@ -1,7 +1,7 @@
 """Turns to examples: ids and labels, born together.
 
     encoder = Encoder(tokenizer, template)
-    for item in encoder.encode(samples):        # Example, or Rejected
+    for item in encoder.encode(samples):        # the examples of a sample, or Rejected
 
 Ids of a turn are `ids(prompt) + ids(answer)`: the border is where serving cuts, so prompt ids in training
 are those of serving by construction. A later turn of a conversation joins the example of the turn before
@@ -40,8 +40,10 @@ class Encoder:
         # SentencePiece-like tokenizers put a space before a text. Behind a prompt there is none.
         self._adds_space = _adds_space(tokenizer)
 
-    def encode(self, samples: Iterable[Sample | Rejected]) -> Iterator[Example | Rejected]:
-        """Examples in the order of the samples; what is rejected already passes through."""
+    def encode(
+        self, samples: Iterable[Sample | Rejected]
+    ) -> Iterator[tuple[Example, ...] | Rejected]:
+        """The examples of each sample, in order; what is rejected already passes through."""
         rows = iter(samples)
         while chunk := list(islice(rows, CHUNK_ROWS)):
             yield from self._encode_chunk(chunk)
@@ -50,7 +52,9 @@ class Encoder:
         """The ids that serving sends: those on which training conditioned."""
         return self._ids([self.template.prompt(tuple(messages))])[0]
 
-    def _encode_chunk(self, chunk: list[Sample | Rejected]) -> Iterator[Example | Rejected]:
+    def _encode_chunk(
+        self, chunk: list[Sample | Rejected]
+    ) -> Iterator[tuple[Example, ...] | Rejected]:
         found: list[list[Turn] | Rejected] = []
         for sample in chunk:
             try:
@@ -69,7 +73,7 @@ class Encoder:
             if isinstance(item, Rejected):
                 yield item
             else:
-                yield from _join(list(islice(pairs, len(item))), sample.origin)
+                yield tuple(_join(islice(pairs, len(item)), sample.origin))
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -81,21 +85,15 @@ class Encoder:
         if not self._adds_space:
             return self._ids([turn.answer for turn in turns])
         wholes = self._ids([turn.prompt + turn.answer for turn in turns])
-        answers = []
-        for turn, prompt, whole in zip(turns, prompts, wholes, strict=True):
-            if whole[: len(prompt)] == prompt:
-                answers.append(whole[len(prompt) :])
-            else:  # merged across the border: encode behind a line break, which merges with nothing
-                start = self._ids(["\n"])[0]
-                behind = self._ids(["\n" + turn.answer])[0]
-                answers.append(
-                    behind[len(start) :] if behind[: len(start)] == start else
-                    self._ids([turn.answer])[0]
-                )
-        return answers
+        return [
+            # Where the border merged, the answer is encoded alone, with its extra space: the text is
+            # the same after decoding, and the prompt's ids stay those of serving.
+            whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids([turn.answer])[0]
+            for turn, prompt, whole in zip(turns, prompts, wholes, strict=True)
+        ]
 
 
-def _join(pairs: list[tuple[list[int], list[int]]], origin: Origin) -> Iterator[Example]:
+def _join(pairs: Iterable[tuple[list[int], list[int]]], origin: Origin) -> Iterator[Example]:
     """Lay the turns of one conversation into as few examples as their prompts allow."""
     ids: list[int] = []
     labels: list[int] = []

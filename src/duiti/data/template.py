@@ -111,12 +111,20 @@ class Template:
     source: str
     """Jinja. Saved with the run as `chat_template.jinja`."""
     tokenizer: PreTrainedTokenizerBase
+    declared: Declared | None = None
+    """The strings that `source` was compiled from; None for a model's own template."""
     stop: str | None = None
     """The stop token's text where declared; None: found behind each answer by `find_turns`."""
-    places_input: bool = False
-    """Whether the template lays out an alpaca row's input by itself."""
-    markers: tuple[str, ...] = ()
-    """Plain text that marks a role. In a message it is indistinguishable from a turn: warned of."""
+
+    @property
+    def places_input(self) -> bool:
+        """Whether the template lays out an alpaca row's input by itself."""
+        return self.declared is not None and bool(self.declared.user_with_input)
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Plain text that marks a role. In a message it is indistinguishable from a turn: warned of."""
+        return () if self.declared is None else _role_markers(self.declared, self.tokenizer)
 
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text that serving sends for these messages: up to and with the cue for an answer."""
@@ -198,9 +206,8 @@ def declare(name: str, spec: Declared, tokenizer: PreTrainedTokenizerBase) -> Te
         name=name,
         source=_to_jinja(spec, tokenizer, name),
         tokenizer=tokenizer,
+        declared=spec,
         stop=stop,
-        places_input=bool(spec.user_with_input),
-        markers=_role_markers(spec, tokenizer),
     )
 
 
@@ -233,7 +240,10 @@ def _to_jinja(spec: Declared, tokenizer: PreTrainedTokenizerBase, name: str) -> 
     user = block(spec.user)
     if spec.user_with_input:
         user = f"{{% if m['input'] %}}{block(spec.user_with_input)}{{% else %}}{user}{{% endif %}}"
-    between = f"{{% if not loop.first and loop.previtem['role'] == 'assistant' %}}{{{{ {_quote(spec.separator)} }}}}{{% endif %}}"
+    between = (
+        "{% if not loop.first and loop.previtem['role'] == 'assistant' %}"
+        f"{{{{ {_quote(spec.separator)} }}}}{{% endif %}}"
+    )
     return (
         f"{bos}{{% for m in messages %}}"
         f"{{% if m['role'] == 'system' %}}{system}"

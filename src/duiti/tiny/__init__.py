@@ -1,7 +1,9 @@
-"""The embedded base model `tiny`, the questions about its world, and the text it can be measured on. No torch here.
+"""The embedded base model `tiny`, the questions about its world, and the text it can be measured
+on. No torch here.
 
-`model_path()` is a plain transformers directory (2.2 M parameters, Qwen3): a base model that continues text about a
-small invented world in English and Chinese, and has no chat template. `data_path(name)` is one of its files:
+`model_path()` is a plain transformers directory (2.2 M parameters, Qwen3): a base model that
+continues text about a small invented world in English and Chinese, and has no chat template.
+`data_path(name)` is one of its files:
 
 - `train`: prompt/response pairs about 60 % of the entities;
 - `heldout`: the other 40 %, whose facts the base met as running text alone, in the trained phrasings;

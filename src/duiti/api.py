@@ -1,0 +1,126 @@
+"""The verbs, from Python: same names and settings as on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from duiti.checking import Check, run_check
+from duiti.config import Config, load_config
+from duiti.data.prepare import prepare, refusal
+from duiti.errors import UsageError, did_you_mean
+from duiti.eval.evaluate import score
+from duiti.eval.metrics import METRICS
+from duiti.export.merge import MergeReport, export_merged
+from duiti.infer.model import Model, load
+from duiti.model.load import longest_text
+from duiti.run import Run, open_run
+from duiti.sft import finetune
+from duiti.train.log import Talk
+from duiti.types import Json
+
+Rows: TypeAlias = Sequence[Mapping[str, Json]]
+Data: TypeAlias = str | Path | Sequence[str | Path] | Rows
+
+
+def train(data: Data, *, model: str, quiet: bool = False, **settings: Any) -> Run:
+    """Fine-tune `model` on `data` and return the run.
+
+    Args:
+        data: a path, paths, or rows as a list of dicts.
+        settings: every key of `Config`; `lora={"rank": 8}` for the nested ones.
+
+    Raises:
+        UsageError, DataError, DuitiError
+    """
+    config, rows = _config(data, {"model": model, **settings})
+    return finetune(config, rows=rows, talk=Talk(quiet=quiet))
+
+
+def check(data: Data, *, model: str, **settings: Any) -> Check:
+    """What training would make of `data`; trains nothing and loads no weights.
+
+    Raises:
+        UsageError: a name, path or setting that cannot be meant as given.
+    """
+    config, rows = _config(data, {"model": model, **settings})
+    return run_check(config, rows=rows)
+
+
+def evaluate(
+    run: str | Path | Run | Model,
+    data: str | Path | Rows,
+    *,
+    metrics: Collection[str] = ("exact_match",),
+    map: Mapping[str, str] | None = None,
+    template: str = "auto",
+    device: str = "auto",
+    on_bad_row: Literal["refuse", "drop"] = "refuse",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Loss and metrics on rows: `{"base": {…}, "tuned": {…}, "n": rows}`; `tuned` is None for a model
+    that is not a run.
+
+    Raises:
+        UsageError: no such run, file or metric.
+        DataError: rows that cannot be used.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            hint = did_you_mean(name, METRICS)
+            raise UsageError(f"no metric {name}.{hint}", fix=f"known: {', '.join(METRICS)}")
+    model = (
+        run
+        if isinstance(run, Model)
+        else load(run, device=device, template=template, trust_remote_code=trust_remote_code)
+    )
+    length = longest_text(model.hf.config, model.tokenizer)
+    prepared = prepare([data], model.encoder, max_length=length, mapping=map)
+    error = refusal(prepared, on_bad_row=on_bad_row)
+    if error is not None:
+        raise error
+    with model.base():
+        base, _ = score(model, prepared.examples, metrics=metrics)
+    tuned = score(model, prepared.examples, metrics=metrics)[0] if model.is_tuned else None
+    return {
+        "base": base.as_dict(),
+        "tuned": None if tuned is None else tuned.as_dict(),
+        "n": prepared.ledger.kept,
+        "supervised_tokens": prepared.ledger.supervised,
+    }
+
+
+def export(
+    run: str | Path | Run,
+    format: Literal["merged"],
+    output: str | Path,
+    *,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    trust_remote_code: bool = False,
+) -> MergeReport:
+    """Write the trained model in a format that others load, and measure that it is the same.
+
+    Raises:
+        UsageError: no such run or format, or the folder is not empty.
+        DuitiError: the written files do not compute what the trained model does.
+    """
+    import torch
+
+    if format != "merged":
+        raise UsageError(f"no export format {format}", fix="known: merged")
+    found = run if isinstance(run, Run) else open_run(run)
+    wanted = None if dtype == "auto" else getattr(torch, dtype)
+    return export_merged(
+        found, Path(output), dtype=wanted, trust_remote_code=trust_remote_code
+    )
+
+
+def _config(data: Data, settings: dict[str, Any]) -> tuple[Config, Rows | None]:
+    if isinstance(data, str | Path):
+        return load_config(None, {**settings, "data": (str(data),)}), None
+    if all(isinstance(item, str | Path) for item in data):
+        return load_config(None, {**settings, "data": tuple(str(item) for item in data)}), None
+    if not all(isinstance(item, Mapping) for item in data):
+        raise UsageError("data must be a path, a list of paths, or a list of dicts")
+    return load_config(None, settings), data  # type: ignore[return-value]  # checked above

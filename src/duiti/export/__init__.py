@@ -1,0 +1,1 @@
+"""Trained weights in the shapes that others load: merge."""

@@ -1,0 +1,130 @@
+"""One plain model out of a run: base + adapter, summed in float32, cast once, and compared.
+
+    report = export_merged(Run("runs/my-tiny"), Path("my-tiny-merged"))
+    report.max_logprob_error
+
+The result opens in plain transformers (and anything that reads its format), tokenizer, template and stop
+tokens included. What is reported is measured on the files: they are loaded again and compared with the
+adapted model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from duiti.errors import DuitiError, UsageError
+from duiti.infer.model import load
+from duiti.model.load import load_config, resolve
+from duiti.model.lora import merge
+from duiti.run import Run
+
+MAX_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}
+"""Nats by which a log-probability may differ after the cast, by the dtype of the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeReport:
+    """How the merged files compare with the adapted model, in float32, on fixed probe tokens."""
+
+    path: Path
+    dtype: torch.dtype
+    max_logprob_error: float
+    """Largest difference of a token's log-probability, in nats."""
+    mean_logprob_error: float
+    argmax_changes: int
+    """Positions at which another token is the most likely one."""
+    num_positions: int
+
+    def as_dict(self) -> dict[str, object]:
+        """The machine-readable form."""
+        return {
+            "path": str(self.path),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "max_logprob_error": self.max_logprob_error,
+            "mean_logprob_error": self.mean_logprob_error,
+            "argmax_changes": self.argmax_changes,
+            "num_positions": self.num_positions,
+        }
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{self.path}: one plain model in {dtype}; against the trained one, on"
+            f" {self.num_positions} tokens: log-probabilities off by {self.mean_logprob_error:.1e}"
+            f" nats on average, {self.max_logprob_error:.1e} at most;"
+            f" {self.argmax_changes} likeliest tokens changed"
+        )
+
+
+def export_merged(
+    run: Run, output: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> MergeReport:
+    """Write the merged model of a run to a new folder.
+
+    Args:
+        dtype: of the weights; default: that of the base model's files.
+
+    Raises:
+        UsageError: the folder exists and holds something.
+        DuitiError: the written files do not compute what the adapted model does.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output} exists and is not empty", fix="choose another folder: -o")
+    config = run.config
+    base = load_config(resolve(config.model, trust_remote_code=trust_remote_code))
+    dtype = dtype or base.dtype or torch.float32
+    model = load(run, device="cpu", dtype=torch.float32, trust_remote_code=trust_remote_code)
+    probe = probe_ids(model.hf)
+    expected = log_probabilities(model.hf, probe)
+    merge(model.hf)
+    output.mkdir(parents=True, exist_ok=True)
+    model.hf.to(dtype).save_pretrained(output)
+    model.tokenizer.save_pretrained(output)
+    del model
+    report = _compare(output, dtype, probe, expected, trust=trust_remote_code)
+    if not report.max_logprob_error <= MAX_ERROR.get(dtype, 0.5):
+        raise DuitiError(
+            f"{output}: log-probabilities are off by up to {report.max_logprob_error:.3g} nats",
+            why=f"the merged weights, rounded to {dtype}, are not the trained model",
+            fix="--dtype float32 keeps them exact",
+        )
+    return report
+
+
+def probe_ids(model: PreTrainedModel, *, rows: int = 4, length: int = 64) -> Tensor:
+    """[rows, length] fixed tokens, spread over the vocabulary."""
+    size = model.get_input_embeddings().num_embeddings
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(size, (rows, length), generator=generator)
+
+
+@torch.no_grad()
+def log_probabilities(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """[rows, length, V] log-probabilities in float32, from the model's own forward pass."""
+    logits: Tensor = model.eval()(input_ids=ids, use_cache=False).logits
+    return logits.float().log_softmax(dim=-1)
+
+
+def _compare(
+    folder: Path, dtype: torch.dtype, ids: Tensor, expected: Tensor, *, trust: bool
+) -> MergeReport:
+    # The rounded weights, computing in float32: what is measured is the rounding, not the kernels.
+    again = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=trust
+    )
+    found = log_probabilities(again, ids)
+    chosen = expected.argmax(dim=-1, keepdim=True)
+    error = (found.gather(-1, chosen) - expected.gather(-1, chosen)).abs()
+    return MergeReport(
+        path=folder,
+        dtype=dtype,
+        max_logprob_error=float(error.max()),
+        mean_logprob_error=float(error.mean()),
+        argmax_changes=int((found.argmax(dim=-1) != chosen[..., 0]).sum()),
+        num_positions=error.numel(),
+    )

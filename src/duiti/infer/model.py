@@ -1,0 +1,259 @@
+"""A model that is ready to be used: a run (with its base beside it), or a base alone.
+
+    model = load("runs/my-tiny")            # or load("tiny"), load("Qwen/Qwen3-0.6B")
+    model.chat([{"role": "user", "content": "Hi"}])
+    with model.base(): ...                  # the model as it was before training
+    model.hf                                # the plain transformers model
+
+Loading a run needs only its path: base, template and stop tokens travel with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from duiti.config import parse_yaml
+from duiti.data.encode import Encoder
+from duiti.data.template import Declared, Template, declare, load_template
+from duiti.errors import UsageError
+from duiti.infer.generate import GREEDY, Answer, Sampling, generate, stream
+from duiti.model.adapter import CONFIG_FILE, load_adapter, read_adapter_config
+from duiti.model.load import ModelSource, choose_device, load_model, load_tokenizer, resolve
+from duiti.model.lora import adapters_off, lora_layers
+from duiti.run import TEMPLATE_FILE, Run, is_run, open_run
+from duiti.types import Message, Role
+
+
+class Model:
+    """A causal language model with its tokenizer, template and stop tokens."""
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        template: Template,
+        *,
+        stop_ids: frozenset[int],
+        name: str,
+        base_source: ModelSource | None = None,
+    ) -> None:
+        self.hf = hf
+        """The plain transformers model (with adapters in place, where it has any)."""
+        self.tokenizer: PreTrainedTokenizerBase = template.tokenizer
+        self.encoder = Encoder(template.tokenizer, template)
+        self.stop_ids = stop_ids
+        self.name = name
+        self._base_source = base_source
+        self._base: PreTrainedModel | None = None
+        self._answer_prefix = answer_prefix(template)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether there is a base model to compare with."""
+        return self._base_source is not None
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """The model before training: adapters off, or the base loaded beside (once)."""
+        if self._base_source is None:
+            yield
+        elif lora_layers(self.hf):
+            with adapters_off(self.hf):
+                yield
+        else:
+            if self._base is None:
+                parameter = next(self.hf.parameters())
+                self._base = load_model(
+                    self._base_source, dtype=parameter.dtype, device=str(parameter.device)
+                )
+            tuned, self.hf = self.hf, self._base
+            try:
+                yield
+            finally:
+                self.hf = tuned
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str] | Message],
+        *,
+        max_new_tokens: int = 512,
+        sampling: Sampling = GREEDY,
+    ) -> str:
+        """The answer to a conversation whose last message is the user's."""
+        return "".join(
+            self.chat_stream(messages, max_new_tokens=max_new_tokens, sampling=sampling)
+        )
+
+    def chat_stream(
+        self,
+        messages: Sequence[Mapping[str, str] | Message],
+        *,
+        max_new_tokens: int = 512,
+        sampling: Sampling = GREEDY,
+    ) -> Iterator[str]:
+        """As `chat`, in pieces as they come; a character is never cut in two."""
+        prompt = self.encoder.prompt_ids(as_messages(messages))
+        ids: list[int] = []
+        shown = ""
+        for token in stream(
+            self.hf,
+            prompt,
+            stop_ids=self.stop_ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+        ):
+            ids.append(token)
+            text = self.text(ids)
+            # U+FFFD at the end: the bytes of a character are not all there yet.
+            if len(text) > len(shown) and not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+        rest = self.text(ids)[len(shown) :]
+        if rest:
+            yield rest
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 512,
+        sampling: Sampling = GREEDY,
+    ) -> list[Answer]:
+        """Answers to prompts that are ids already (see `encoder.prompt_ids`), in batches."""
+        return generate(
+            self.hf,
+            prompts,
+            stop_ids=self.stop_ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+        )
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The message that generated ids spell: without what the template puts before it."""
+        decoded = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return cast(str, decoded).removeprefix(self._answer_prefix)
+
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        """The text of a prompt, special tokens included."""
+        return cast(str, self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def load(
+    name: str | Path | Run,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    template: str = "auto",
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a run (path, name under `runs/`, or `Run`) or a base model.
+
+    Args:
+        dtype: default: that of the run; float32 for a base model.
+        template: for a base model only; a run has its own.
+
+    Raises:
+        UsageError: there is no such thing.
+        DuitiError: its files do not fit together.
+    """
+    device = choose_device(device)
+    if isinstance(name, Run):
+        return _load_run(name, device, dtype, trust_remote_code)
+    path = Path(name).expanduser()
+    if is_run(path) or (not path.exists() and is_run(Path("runs") / path)):
+        return _load_run(open_run(name), device, dtype, trust_remote_code)
+    if (path / CONFIG_FILE).is_file():
+        return _load_peft(path, device, dtype or torch.float32, template, trust_remote_code)
+    source = resolve(str(name), trust_remote_code=trust_remote_code)
+    hf = load_model(source, dtype=dtype or torch.float32, device=device)
+    tokenizer = load_tokenizer(source)
+    bound = load_template(template, tokenizer)
+    return Model(hf, bound, stop_ids=stop_ids_of(hf, bound), name=source.name)
+
+
+def _load_run(run: Run, device: str, dtype: torch.dtype | None, trust: bool) -> Model:
+    config = run.config
+    dtype = dtype or getattr(torch, config.dtype)
+    base = resolve(config.model, trust_remote_code=trust)
+    own = ModelSource(run.name, str(run.path), True, trust)
+    template = load_saved_template(run.path, load_tokenizer(own))
+    if config.method == "lora":
+        hf = load_model(base, dtype=dtype, device=device)
+        lora, _ = read_adapter_config(run.path)
+        load_adapter(hf, run.path, lora)
+        hf.generation_config = GenerationConfig.from_pretrained(run.path)
+    else:
+        hf = load_model(own, dtype=dtype, device=device)
+    hf.requires_grad_(False)
+    stop_ids = stop_ids_of(hf, template)
+    return Model(hf, template, stop_ids=stop_ids, name=run.name, base_source=base)
+
+
+def _load_peft(path: Path, device: str, dtype: torch.dtype, template: str, trust: bool) -> Model:
+    """An adapter made elsewhere: the base and the tokenizer are those that it names."""
+    lora, base_name = read_adapter_config(path)
+    base = resolve(base_name, trust_remote_code=trust)
+    hf = load_model(base, dtype=dtype, device=device)
+    load_adapter(hf, path, lora)
+    hf.requires_grad_(False)
+    bound = load_template(template, load_tokenizer(base))
+    stop_ids = stop_ids_of(hf, bound)
+    return Model(hf, bound, stop_ids=stop_ids, name=path.name, base_source=base)
+
+
+def load_saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template that a run was trained with.
+
+    Raises:
+        UsageError: `template.yaml` and `chat_template.jinja` contradict each other.
+    """
+    path = folder / TEMPLATE_FILE
+    if not path.is_file():
+        return load_template("model", tokenizer)
+    values = parse_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    name = str(values.pop("name", path.stem))
+    template = declare(name, Declared(**values), tokenizer)
+    if template.source.strip() != str(tokenizer.chat_template).strip():
+        raise UsageError(
+            f"{folder}: {TEMPLATE_FILE} and chat_template.jinja do not say the same",
+            why="one of them was edited after training; the model knows only what it was trained on",
+        )
+    return template
+
+
+def stop_ids_of(model: PreTrainedModel, template: Template) -> frozenset[int]:
+    """Every token that ends an answer: those of the generation config, and the template's."""
+    listed = model.generation_config.eos_token_id if model.generation_config else None
+    ids = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    if template.stop is not None:
+        ids.add(template.tokenizer.encode(template.stop, add_special_tokens=False)[0])
+    if template.tokenizer.eos_token_id is not None:
+        ids.add(template.tokenizer.eos_token_id)
+    return frozenset(ids)
+
+
+def answer_prefix(template: Template) -> str:
+    """What the template writes between the cue and an answer's own text (often a space)."""
+    probe = "\u7b54"  # any text that no template contains
+    question = Message(role="user", content="?")
+    prompt = template.prompt([question])
+    finished = template.transcript([question, Message(role="assistant", content=probe)])
+    if not finished.startswith(prompt):
+        return ""
+    before, found, _ = finished[len(prompt) :].partition(probe)
+    return before if found else ""
+
+
+def as_messages(messages: Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:
+    """Dicts with role and content to messages."""
+    return tuple(
+        m
+        if isinstance(m, Message)
+        else Message(role=cast(Role, m["role"]), content=str(m["content"]))
+        for m in messages
+    )

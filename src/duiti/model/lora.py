@@ -1,0 +1,172 @@
+"""LoRA (Hu et al. 2021): y = W x + s · B A x with W frozen and s = α/r, or α/√r for rsLoRA.
+
+    names = find_targets(model, "all-linear")
+    layers = add_lora(model, names, LoraConfig(rank=16), seed=0)     # replaces the modules in place
+    with adapters_off(model): ...                                    # the base model, same weights
+    merge(model)                                                     # plain linear layers again
+
+A [r, in] starts as U(-1/√in, 1/√in) and B [out, r] as zero, both float32: the adapter changes nothing
+until it is trained. A's start is a function of (seed, module name) alone, so adding a target does not
+change the others. The base layer is frozen whole, its bias too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from duiti.config import LoraConfig
+from duiti.errors import UsageError, did_you_mean
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer and its low-rank update."""
+
+    def __init__(self, base: nn.Linear, *, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.scale = scale
+        self.dropout = dropout
+        self.is_on = True
+        device = base.weight.device
+        shape_a, shape_b = (rank, base.in_features), (base.out_features, rank)
+        self.lora_A = nn.Parameter(torch.zeros(shape_a, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(shape_b, dtype=torch.float32, device=device))
+
+    @classmethod
+    def from_base(cls, base: nn.Linear, config: LoraConfig, *, seed: int, name: str) -> LoRALinear:
+        """Wrap a layer; A's start depends on `seed` and `name` only.
+
+        Raises:
+            UsageError: the rank does not fit the layer.
+        """
+        largest = min(base.in_features, base.out_features)
+        if config.rank > largest:
+            raise UsageError(
+                f"lora.rank {config.rank} is larger than {name} allows ({largest})",
+                fix=f"--lora.rank {largest} or less",
+            )
+        layer = cls(base, rank=config.rank, scale=lora_scale(config), dropout=config.dropout)
+        digest = hashlib.sha256(f"lora:{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        bound = 1 / math.sqrt(base.in_features)
+        start = torch.empty(layer.lora_A.shape).uniform_(-bound, bound, generator=generator)
+        with torch.no_grad():
+            layer.lora_A.copy_(start)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        if not self.is_on:
+            return y
+        x = F.dropout(x, self.dropout, self.training)
+        low = F.linear(x, self.lora_A.to(x.dtype))
+        return y + self.scale * F.linear(low, self.lora_B.to(x.dtype))
+
+    def delta(self) -> Tensor:
+        """s · B A as float32 [out, in]."""
+        return self.scale * (self.lora_B.detach().float() @ self.lora_A.detach().float())
+
+    @torch.no_grad()
+    def merge(self) -> nn.Linear:
+        """The plain layer with W + s · B A: summed in float32, rounded once to W's dtype.
+
+        This object is spent afterwards: its base *is* the merged layer."""
+        weight = self.base.weight
+        weight.copy_((weight.float() + self.delta()).to(weight.dtype))
+        self.lora_B.zero_()
+        return self.base
+
+
+def lora_scale(config: LoraConfig) -> float:
+    """α/r, or α/√r for rsLoRA (Kalajdzievski 2023)."""
+    return config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+
+
+def find_targets(model: PreTrainedModel, wanted: tuple[str, ...] | str) -> list[str]:
+    """Full names of the linear layers to adapt: `all-linear` (all but the head) or by name.
+
+    A name matches a module whose full name is it or ends in `.` + it.
+
+    Raises:
+        UsageError: a name that matches nothing, or the head of a model that ties it to its embedding.
+    """
+    head = model.get_output_embeddings()
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if wanted == "all-linear":
+        found = [name for name, module in linear.items() if module is not head]
+        if not found:
+            raise UsageError(
+                "lora finds no linear layers in this model",
+                why="its projections are of another kind (such as GPT-2's Conv1D)",
+                fix="--method full or --method last-n",
+            )
+        return found
+    names: list[str] = []
+    for suffix in wanted:
+        found = [name for name in linear if name == suffix or name.endswith(f".{suffix}")]
+        if not found:
+            last = sorted({name.rpartition(".")[2] for name in linear})
+            hint = did_you_mean(suffix, last)
+            raise UsageError(
+                f'lora.target_modules: "{suffix}" matches no linear layer.{hint}',
+                fix=f"the linear layers are called {', '.join(last)}",
+            )
+        names += found
+    if any(linear[name] is head for name in names) and model.config.tie_word_embeddings:
+        raise UsageError(
+            "lora.target_modules names the output head, which is tied to the embedding",
+            why="merging an adapter into one end would change the other",
+            fix="leave the head out: --lora.target_modules all-linear",
+        )
+    return list(dict.fromkeys(names))
+
+
+def add_lora(
+    model: PreTrainedModel, names: list[str], config: LoraConfig, *, seed: int
+) -> dict[str, LoRALinear]:
+    """Freeze the model, replace the named layers by adapted ones, return these by name."""
+    model.requires_grad_(False)
+    layers = {}
+    for name in names:
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)  # find_targets returns nothing else
+        layers[name] = LoRALinear.from_base(base, config, seed=seed, name=name)
+        _replace(model, name, layers[name])
+    return layers
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """Adapted layers by the name of the layer they replaced."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
+def merge(model: nn.Module) -> None:
+    """Fold every adapter into its base layer; the model is made of plain layers afterwards."""
+    for name, layer in lora_layers(model).items():
+        _replace(model, name, layer.merge())
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The base model, from the same weights, for as long as the context lasts."""
+    layers = lora_layers(model).values()
+    for layer in layers:
+        layer.is_on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.is_on = True
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,149 @@
+"""The module that is trained: a batch in, the sum of its losses out.
+
+    sft = SFTModel(model)
+    loss_sum, num_tokens = sft(batch)
+    (loss_sum / num_tokens).backward()
+
+The backbone runs on all tokens; the vocabulary projection on the supervised ones only. Documents do not
+see each other: `can_pack` proves it on this very model before training, and where an architecture cannot
+(state-space and convolution layers, soft-capped attention) each document runs alone: slower, never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from duiti.errors import DuitiError
+from duiti.model.attention import packed_attention
+from duiti.model.loss import LogitShape, supervised_loss
+from duiti.types import Batch
+
+
+class SFTModel(nn.Module):
+    """A causal language model with the supervised loss on top.
+
+    Args:
+        model: any transformers causal language model.
+        compute_dtype: of the matrix products; parameters keep their own.
+        is_packed: run the documents of a batch together; otherwise one by one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        compute_dtype: torch.dtype = torch.float32,
+        is_packed: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.compute_dtype = compute_dtype
+        self.is_packed = is_packed
+        self.logit_shape = logit_shape(model)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, int]:
+        """The sum of the supervised losses in nats (float32 scalar), and how many there are."""
+        device = batch.input_ids.device
+        is_low = self.compute_dtype != torch.float32
+        with torch.autocast(device.type, self.compute_dtype) if is_low else nullcontext():
+            hidden = self.hidden_states(batch)[batch.supervised]
+        head = self.model.get_output_embeddings()
+        # A hidden state in the compute dtype: the projection is the largest product of all.
+        loss = supervised_loss(
+            hidden.to(self.compute_dtype),
+            head.weight,
+            batch.targets,
+            bias=getattr(head, "bias", None),  # nn.Linear(bias=False) has None, others no attribute
+            shape=self.logit_shape,
+        )
+        return loss, batch.num_supervised
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """[T, D] output of the backbone, final norm included."""
+        if self.is_packed:
+            with packed_attention(self.model):
+                return self._backbone(batch.input_ids, batch.position_ids, batch.cu_seqlens)
+        parts = [
+            self._backbone(batch.input_ids[start:end], batch.position_ids[start:end], None)
+            for start, end in _documents(batch)
+        ]
+        return torch.cat(parts)
+
+    def _backbone(
+        self, ids: Tensor, positions: Tensor, cu_seqlens: tuple[int, ...] | None
+    ) -> Tensor:
+        extra = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+        output = self.model.base_model(
+            input_ids=ids[None], position_ids=positions[None], use_cache=False, **extra
+        )
+        return cast(Tensor, output.last_hidden_state[0])
+
+
+def logit_shape(model: PreTrainedModel) -> LogitShape:
+    """How this architecture shapes its logits, read from its configuration."""
+    config = model.config.get_text_config()
+    scale = 1.0
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        scale = float(factor)
+    elif (divisor := getattr(config, "logits_scaling", None)) is not None:
+        scale = 1 / float(divisor)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return LogitShape(scale=scale, cap=None if cap is None else float(cap))
+
+
+@torch.no_grad()
+def can_pack(model: PreTrainedModel, batch: Batch) -> bool:
+    """Whether documents run together get the hidden states that they get alone.
+
+    First the sum of our losses, one document at a time, is compared with dense cross-entropy on the
+    logits of the model's own forward pass; then hidden states, packed, with those one by one.
+
+    Args:
+        batch: at least two documents, of different lengths; a few dozen tokens do.
+
+    Raises:
+        DuitiError: even one by one, the loss is not that of the model's own logits (the architecture
+            changes its logits in a way that is not known here).
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        # Half precision sums in another order: its noise, not an error in the layout.
+        is_low = next(model.parameters()).dtype != torch.float32
+        tolerance = 3e-2 if is_low else 1e-4
+        alone = SFTModel(model, is_packed=False)
+        ours, own = float(alone(batch)[0]), float(sum(_plain_losses(model, batch)))
+        if abs(ours - own) > tolerance * max(1.0, own):
+            raise DuitiError(
+                f"the loss of {type(model).__name__} cannot be reproduced"
+                f" ({ours:.5f} against its own {own:.5f})",
+                why="the architecture changes its hidden states or logits in an unknown way",
+            )
+        expected = alone.hidden_states(batch)
+        try:
+            packed = SFTModel(model, is_packed=True).hidden_states(batch)
+        except (NotImplementedError, TypeError, ValueError):
+            # The attention variant is not ours to compute, or the layers take no borders.
+            return False
+        return bool((packed - expected).abs().max() <= tolerance * expected.abs().max())
+    finally:
+        model.train(was_training)
+
+
+def _plain_losses(model: PreTrainedModel, batch: Batch) -> Iterator[Tensor]:
+    for start, end in _documents(batch):
+        logits = model(input_ids=batch.input_ids[None, start:end], use_cache=False).logits[0]
+        inside = (batch.supervised >= start) & (batch.supervised < end)
+        rows = logits[batch.supervised[inside] - start].float()
+        yield cross_entropy(rows, batch.targets[inside], reduction="sum").cpu()
+
+
+def _documents(batch: Batch) -> Iterator[tuple[int, int]]:
+    return zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)

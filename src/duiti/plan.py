@@ -1,0 +1,86 @@
+"""Settings that were left open: chosen from the model, the data and the machine, each with its reason.
+
+    config, reasons = settle(config, material)      # no `auto` is left
+    plan = step_plan(config, len(material.train))
+"""
+
+from __future__ import annotations
+
+import math
+
+from duiti.config import Config
+from duiti.material import Material
+from duiti.model.load import choose_device
+from duiti.model.precision import choose_dtype
+from duiti.train.optim import RatePlan, default_learning_rate
+from duiti.train.step import StepPlan
+
+CPU_MICRO_BATCH_TOKENS = 2048
+CUDA_MICRO_BATCH_TOKENS = 16384
+
+
+def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
+    """Replace every `auto` by a value; say why, by key."""
+    reasons: dict[str, str] = {}
+    values: dict[str, object] = {}
+
+    def choose(key: str, value: object, reason: str) -> None:
+        values[key], reasons[key] = value, reason
+
+    device = choose_device(config.device)
+    is_cuda = device.startswith("cuda")
+    if config.device == "auto":
+        choose("device", device, "the GPU" if is_cuda else "no CUDA device here")
+    if config.dtype == "auto":
+        dtype, why = choose_dtype(device=device, hidden_size=material.width)
+        choose("dtype", dtype, why)
+    if config.template == "auto":
+        has_own = material.template.name == "model"
+        why = "the model's own" if has_own else "the model has no chat template of its own"
+        choose("template", material.template.name, why)
+    if config.max_length == "auto":
+        choose("max_length", material.prepared.max_length, "what the model's positions allow")
+    if config.learning_rate == "auto":
+        choose("learning_rate", *default_learning_rate(config.method, material.width))
+    if config.micro_batch_tokens == "auto":
+        usual = CUDA_MICRO_BATCH_TOKENS if is_cuda else CPU_MICRO_BATCH_TOKENS
+        longest = max(len(example) for example in [*material.train, *material.val])
+        why = "the longest row" if longest > usual else f"usual on {'a GPU' if is_cuda else 'a CPU'}"
+        choose("micro_batch_tokens", max(usual, longest), why)
+    total = total_steps(config, len(material.train))
+    if config.warmup_steps == "auto":
+        choose("warmup_steps", min(100, max(1, round(0.03 * total))), f"3 % of {total} updates")
+    if config.val is not None and config.eval_every == "auto":
+        choose("eval_every", max(1, total // 10), "ten times over the run")
+    return config.model_copy(update=values), reasons
+
+
+def total_steps(config: Config, num_examples: int) -> int:
+    """Updates of the whole run."""
+    steps = config.epochs * math.ceil(num_examples / config.batch_size)
+    return min(steps, config.max_steps or steps)
+
+
+def step_plan(config: Config, num_examples: int) -> StepPlan:
+    """What the loop will do. `config` must be settled."""
+    assert config.learning_rate != "auto"
+    assert config.warmup_steps != "auto"
+    assert config.micro_batch_tokens != "auto"
+    return StepPlan(
+        rate=RatePlan(
+            peak=config.learning_rate,
+            schedule=config.schedule,
+            warmup_steps=config.warmup_steps,
+            total_steps=total_steps(config, num_examples),
+        ),
+        batch_size=config.batch_size,
+        micro_batch_tokens=config.micro_batch_tokens,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+    )
+
+
+def is_val_due(step: int, config: Config, total: int) -> bool:
+    """Whether validation rows are measured after this update: every so often, and at the end."""
+    assert config.eval_every != "auto"
+    return step == total or step % config.eval_every == 0

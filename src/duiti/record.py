@@ -1,0 +1,166 @@
+"""What a run writes beside its weights: settings, environment, ledger, samples, and a README.
+
+    write_start(folder, config, reasons, material)     # before training
+    write_end(folder, config, material, outcome)       # after
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import transformers
+
+import duiti
+from duiti.config import Config
+from duiti.eval.evaluate import Asked, questions
+from duiti.infer.model import Model
+from duiti.material import Material
+from duiti.run import (
+    ENV_FILE,
+    LEDGER_FILE,
+    REJECTED_FILE,
+    SAMPLES_FILE,
+    write_config,
+    write_json,
+    write_jsonl,
+)
+from duiti.train.step import StepMetrics
+from duiti.types import Example
+
+NUM_SAMPLES = 8
+"""Validation questions that are answered before and after training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What training changed, in numbers."""
+
+    val_before: float | None = None
+    val_after: float | None = None
+    last: StepMetrics | None = None
+    supervised_tokens: int = 0
+
+    def after(self, metrics: StepMetrics, val_loss: float | None) -> Outcome:
+        """The outcome with one more update."""
+        return replace(
+            self,
+            last=metrics,
+            val_after=self.val_after if val_loss is None else val_loss,
+            supervised_tokens=self.supervised_tokens + metrics.supervised_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A few questions with the answer that is expected and the one that the base model gave."""
+
+    asked: list[Asked]
+    base: list[str]
+    compute_dtype: torch.dtype
+
+    def write(self, folder: Path, model: Model) -> None:
+        """Ask again, and write `samples.jsonl`; nothing where there were no validation rows."""
+        if not self.asked:
+            return
+        tuned = _answers(model, self.asked, self.compute_dtype)
+        rows = zip(self.asked, self.base, tuned, strict=True)
+        lines = [
+            {"prompt": model.prompt_text(a.prompt), "expected": a.expected, "base": b, "tuned": t}
+            for a, b, t in rows
+        ]
+        write_jsonl(folder / SAMPLES_FILE, lines)
+
+
+def before_samples(model: Model, val: list[Example], compute_dtype: torch.dtype) -> Samples:
+    """Ask the untrained model the first few validation questions."""
+    asked = questions(val[:NUM_SAMPLES], model)[:NUM_SAMPLES]
+    return Samples(asked, _answers(model, asked, compute_dtype) if asked else [], compute_dtype)
+
+
+def _answers(model: Model, asked: list[Asked], compute_dtype: torch.dtype) -> list[str]:
+    device = next(model.hf.parameters()).device
+    is_low = compute_dtype != torch.float32
+    # What is trained is float32 among layers that may not be.
+    with torch.autocast(device.type, compute_dtype) if is_low else nullcontext():
+        found = model.generate([item.prompt for item in asked], max_new_tokens=128)
+    return [model.text(answer.ids) for answer in found]
+
+
+def write_start(
+    folder: Path, config: Config, reasons: dict[str, str], material: Material
+) -> None:
+    """Settings, environment and ledger: what is known before the first update."""
+    write_config(folder, config, reasons)
+    files = [*config.data, *([config.val] if material.val_prepared is not None else [])]
+    environment = {
+        "duiti": duiti.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if config.device.startswith("cuda") else None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["duiti", *sys.argv[1:]] if Path(sys.argv[0]).name == "duiti" else None,
+        "data": [{"file": name, "sha256": _sha256(Path(name))} for name in files],
+    }
+    write_json(folder / ENV_FILE, environment)
+    ledger = {"data": material.prepared.ledger.as_dict(), "warnings": material.prepared.warnings}
+    rejected = list(material.prepared.ledger.rejected)
+    if material.val_prepared is not None:
+        ledger["val"] = material.val_prepared.ledger.as_dict()
+        rejected += material.val_prepared.ledger.rejected
+    write_json(folder / LEDGER_FILE, ledger)
+    lines = [{"origin": str(row.origin), "reason": row.reason} for row in rejected]
+    write_jsonl(folder / REJECTED_FILE, lines)
+
+
+def write_end(folder: Path, config: Config, material: Material, outcome: Outcome) -> None:
+    """The run's README: what it is, what was measured, how to use it."""
+    ledger = material.prepared.ledger
+    assert outcome.last is not None  # a plan has at least one update
+    kind = "PEFT adapter" if config.method == "lora" else "transformers model"
+    results = [f"- last training loss: {outcome.last.loss:.4f} (step {outcome.last.step})"]
+    if outcome.val_before is not None and outcome.val_after is not None:
+        results.append(
+            f"- validation loss: {outcome.val_before:.4f} before, {outcome.val_after:.4f} after"
+        )
+    lines = [
+        "---",
+        f"base_model: {material.source.name}",
+        f"library_name: {'peft' if config.method == 'lora' else 'transformers'}",
+        "pipeline_tag: text-generation",
+        "tags: [sft, duiti]",
+        "---",
+        "",
+        f"# {folder.name}",
+        "",
+        f"{material.source.name}, fine-tuned with duiti"
+        f" {duiti.__version__} ({config.method}). This folder is a {kind}.",
+        "",
+        f"- rows: {ledger.kept} of {ledger.rows}; tokens: {ledger.supervised} trained,"
+        f" {ledger.context} given",
+        f"- updates: {outcome.last.step}; supervised tokens seen: {outcome.supervised_tokens}",
+        *results,
+        "",
+        "```sh",
+        f"duiti chat {folder}",
+        f"duiti export merged {folder} -o {folder.name}-merged",
+        "```",
+        "",
+        "Every setting, with the reason where it was chosen: `config.yaml`. Every update:"
+        " `metrics.jsonl`. Every row: `data/ledger.json`.",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,158 @@
+"""A run on disk: its folder, its name, and what can be read from it without a model. No torch.
+
+    run = Run("runs/my-tiny"); run.config; run.metrics
+    newest_run(), list_runs(), new_run_folder("my.jsonl", "tiny")
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from duiti.config import Config, load_config
+from duiti.errors import UsageError
+
+RUNS = Path("runs")
+CONFIG_FILE = "config.yaml"
+ENV_FILE = "env.json"
+METRICS_FILE = "metrics.jsonl"
+TEMPLATE_FILE = "template.yaml"
+LEDGER_FILE = "data/ledger.json"
+REJECTED_FILE = "data/rejected.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of a run, finished or not."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Config:
+        """The settings it was trained with: every `auto` is resolved."""
+        return load_config(self.path / CONFIG_FILE, {})
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict per update, as in `metrics.jsonl`."""
+        try:
+            lines = (self.path / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the trained weights are there."""
+        return any((self.path / name).is_file() for name in _WEIGHTS)
+
+
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder was made by `duiti train`."""
+    return (path / CONFIG_FILE).is_file() and (path / ENV_FILE).is_file()
+
+
+def open_run(name: str | Path) -> Run:
+    """The run of that path, or of that name under `runs/`.
+
+    Raises:
+        UsageError: there is none, or it has no trained weights.
+    """
+    for path in (Path(name).expanduser(), RUNS / name):
+        if is_run(path):
+            run = Run(path)
+            if not run.is_finished:
+                what = f"the run {path} holds no trained weights: it did not finish"
+                raise UsageError(what, fix="duiti runs shows which did")
+            return run
+    known = ", ".join(run.name for run in list_runs()) or "none yet"
+    raise UsageError(f"no run {name}", fix=f"runs here: {known}")
+
+
+def list_runs() -> list[Run]:
+    """The runs under `runs/`, newest first."""
+    found = [path for path in RUNS.iterdir() if is_run(path)] if RUNS.is_dir() else []
+    return [Run(path) for path in sorted(found, key=_made, reverse=True)]
+
+
+def newest_run() -> Run:
+    """The newest finished run.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for run in list_runs():
+        if run.is_finished:
+            return run
+    raise UsageError("there is no run yet", fix="duiti train my.jsonl -m tiny")
+
+
+def new_run_folder(output: str | None, data: str, model: str) -> Path:
+    """Make the folder of a new run; never one that exists and holds something.
+
+    Args:
+        output: as asked for, or None to name it after data and model (`runs/my-tiny`, `-2`, `-3`, …).
+
+    Raises:
+        UsageError: it exists, or cannot be made.
+    """
+    if output is not None:
+        candidates: Iterator[Path] = iter([Path(output).expanduser()])
+    else:
+        stem = re.sub(r"[^\w.-]+", "-", f"{data}-{model}").strip("-.")
+        candidates = (RUNS / (stem if n == 1 else f"{stem}-{n}") for n in range(1, 10_000))
+    for path in candidates:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not any(path.iterdir()):
+                return path
+        except OSError as error:
+            raise UsageError(f"cannot write to {path}: {error.strerror}") from None
+    fix = "choose another name, or leave -o out and it gets a free one"
+    raise UsageError(f"{output} exists and is not empty", why="runs are never overwritten", fix=fix)
+
+
+def write_config(folder: Path, config: Config, reasons: dict[str, str]) -> None:
+    """`config.yaml`: resolved values; where one was chosen, the reason as a comment."""
+    lines = [f"# written by duiti; `duiti train -c {CONFIG_FILE} -o NEW` repeats the run"]
+    for key, value in config.model_dump(mode="json", exclude_unset=False).items():
+        if key in ("lora", "last_n") and key != config.method.replace("-", "_"):
+            continue
+        text = yaml.safe_dump({key: value}, allow_unicode=True, sort_keys=False).rstrip("\n")
+        if key in reasons:
+            lines.append(f"# {reasons[key]}")
+        lines.append(text)
+    (folder / CONFIG_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """A JSON file that a person can read, made with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def write_jsonl(path: Path, values: list[Any]) -> None:
+    """A line per value, made with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    path.write_text(text, encoding="utf-8")
+
+
+def _made(path: Path) -> float:
+    # The environment is written once, when a run begins.
+    return (path / ENV_FILE).stat().st_mtime

@@ -1,0 +1,86 @@
+"""The recipe: a fine-tuning run from top to bottom.
+
+    run = finetune(Config(data=["my.jsonl"], model="tiny"))
+
+`finetune` is the table of contents. Each line of it is a module below this one; any of them can be left
+out, replaced or called alone (`examples/minimal_loop.py` does so).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from duiti.config import Config
+from duiti.eval.evaluate import held_out_loss
+from duiti.infer.model import Model, stop_ids_of
+from duiti.material import check_ids, raise_refusals, read_material, trained_stops
+from duiti.model.freeze import choose_trained
+from duiti.model.load import load_model
+from duiti.model.sft_model import SFTModel, can_pack
+from duiti.plan import is_val_due, settle, step_plan
+from duiti.record import Outcome, before_samples, write_end, write_start
+from duiti.run import Run, new_run_folder
+from duiti.summary import say_data, say_end, say_plan
+from duiti.train.log import RunLog, Talk
+from duiti.train.optim import make_optimizer
+from duiti.train.save import save_weights
+from duiti.train.step import train_steps
+from duiti.types import Json
+
+
+def finetune(
+    config: Config, *, rows: Sequence[Mapping[str, Json]] | None = None, talk: Talk | None = None
+) -> Run:
+    """Train as `config` says and leave a run on disk.
+
+    Args:
+        rows: rows given from Python, instead of `config.data`.
+        talk: where to say what happens; default: stderr.
+
+    Raises:
+        UsageError, DataError: before anything is trained.
+        DuitiError: the run failed.
+    """
+    talk = talk or Talk()
+    started = time.perf_counter()
+
+    material = read_material(config, rows=rows)
+    say_data(material, talk)
+    raise_refusals(material, config)
+    config, reasons = settle(config, material)
+    folder = new_run_folder(config.output, material.name, material.source.short_name)
+    write_start(folder, config, reasons, material)
+
+    torch.manual_seed(config.seed)
+    compute_dtype = getattr(torch, config.dtype)
+    model = load_model(material.source, dtype=compute_dtype, device=config.device)
+    check_ids(material, model.get_input_embeddings().num_embeddings)
+    is_packed = can_pack(model, material.probe(config.device))
+    trained = choose_trained(model, config)
+    sft = SFTModel(model, compute_dtype=compute_dtype, is_packed=is_packed)
+    optimizer = make_optimizer(trained.parameters.values(), weight_decay=config.weight_decay)
+    plan = step_plan(config, len(material.train))
+    say_plan(config, reasons, trained, plan, is_packed=is_packed, talk=talk)
+
+    stops = trained_stops(material.train)
+    stop_ids = stop_ids_of(model, material.template) | stops
+    tuned = Model(model, material.template, stop_ids=stop_ids, name=folder.name)
+    samples = before_samples(tuned, material.val, compute_dtype)
+    outcome = Outcome(val_before=held_out_loss(sft, material.val) if material.val else None)
+    with RunLog(folder, talk, total_steps=plan.total_steps) as log:
+        for metrics, _ in train_steps(sft, optimizer, material.train, plan):
+            val_loss = None
+            if material.val and is_val_due(metrics.step, config, plan.total_steps):
+                val_loss = held_out_loss(sft, material.val)
+            log.step(metrics, val_loss=val_loss)
+            outcome = outcome.after(metrics, val_loss)
+
+    model.eval()
+    samples.write(folder, tuned)
+    save_weights(model, material.template, folder, config, material.source, trained_stops=stops)
+    write_end(folder, config, material, outcome)
+    say_end(folder, outcome, time.perf_counter() - started, talk)
+    return Run(folder)

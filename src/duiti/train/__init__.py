@@ -1,0 +1,1 @@
+"""The loop: optim, step, log, and what a run leaves on disk."""

@@ -1,0 +1,116 @@
+"""What a run says while it runs: `metrics.jsonl` always; a bar on a terminal, plain lines elsewhere.
+
+    with RunLog(folder, total_steps=390) as log:
+        log.say("data", "3,114 rows")
+        log.step(metrics, val_loss=None)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from duiti.run import METRICS_FILE
+from duiti.train.step import StepMetrics
+
+PLAIN_EVERY_S = 5.0
+"""Seconds between two plain lines; the last step always gets one."""
+
+
+class Talk:
+    """Lines with a label in front, for people. To stderr, so that stdout is for results; a verb whose
+    result *is* such lines sends them to stdout."""
+
+    def __init__(
+        self, *, plain: bool = False, quiet: bool = False, stdout: bool = False
+    ) -> None:
+        self.console = Console(stderr=not stdout, highlight=False, quiet=quiet)
+        self.is_plain = plain or not self.console.is_terminal
+
+    def say(self, label: str, text: str) -> None:
+        """One line, or several with the label before the first."""
+        first, *more = text.splitlines() or [""]
+        self.console.print(f"[bold]{label:<9}[/] {escape(first)}", soft_wrap=True)
+        for line in more:
+            self.console.print(f"{'':<9} {escape(line)}", soft_wrap=True)
+
+
+class RunLog:
+    """Writes a run's metrics and shows its progress."""
+
+    def __init__(self, folder: Path, talk: Talk, *, total_steps: int) -> None:
+        self._talk = talk
+        self._total = total_steps
+        self._file: TextIO = (folder / METRICS_FILE).open("w", encoding="utf-8")
+        self._last_line = time.monotonic()
+        self._started = time.monotonic()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if not talk.is_plain:
+            self._bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[shown]}"),
+                TimeRemainingColumn(compact=True),
+                console=talk.console,
+            )
+            self._task = self._bar.add_task("train", total=total_steps, shown="")
+
+    def __enter__(self) -> RunLog:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._file.close()
+
+    def step(self, metrics: StepMetrics, *, val_loss: float | None = None) -> None:
+        """Record one update, and show it."""
+        values = asdict(metrics)
+        if val_loss is not None:
+            values["val_loss"] = val_loss
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        shown = f"loss {metrics.loss:.4f}"
+        if val_loss is not None:
+            shown += f" · val {val_loss:.4f}"
+        shown += f" · {metrics.tokens_per_s:,.0f} tok/s · {gigabytes(metrics.peak_memory_bytes)}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=metrics.step, shown=shown)
+            return
+        now = time.monotonic()
+        is_last = metrics.step == self._total
+        if metrics.step == 1 or is_last or val_loss is not None or (
+            now - self._last_line >= PLAIN_EVERY_S
+        ):
+            self._last_line = now
+            left = (now - self._started) / metrics.step * (self._total - metrics.step)
+            rate = f"lr {metrics.lr:.2e} · {clock(left)} left"
+            self._talk.say("step", f"{metrics.step}/{self._total} · {shown} · {rate}")
+
+
+def gigabytes(count: int) -> str:
+    """`1.4 GB` (decimal)."""
+    return f"{count / 1e9:.1f} GB"
+
+
+def clock(seconds: float) -> str:
+    """`1:05`, `2:10:00`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -1,0 +1,68 @@
+"""AdamW and the learning rate: both plain functions of the plan.
+
+    rate = learning_rate_at(step, plan)
+    optimizer = make_optimizer(parameters, weight_decay=0.0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from duiti.config import Method, Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatePlan:
+    """A learning rate for every update of a run."""
+
+    peak: float
+    schedule: Schedule
+    warmup_steps: int
+    total_steps: int
+
+
+def learning_rate_at(step: int, plan: RatePlan) -> float:
+    """The rate of update `step` (from 1): linear warm-up to the peak, then the schedule.
+
+    Decays aim at zero one update *after* the last, so that no update is wasted on a rate of zero.
+    """
+    if step <= plan.warmup_steps:
+        return plan.peak * step / plan.warmup_steps
+    if plan.schedule == "constant":
+        return plan.peak
+    done = (step - 1 - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
+    factor = 1 - done if plan.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return plan.peak * max(0.0, factor)
+
+
+def default_learning_rate(method: Method, hidden_size: int) -> tuple[float, str]:
+    """A peak rate that is known to work for the method and width, and why.
+
+    At width 4096: 2e-4 for LoRA and a tenth of it for weights themselves ("LoRA Without Regret",
+    Schulman et al. 2025, finds that factor over many models). Narrower models take more: LoRA's rate
+    grows with width^-3/4, that of weights with 1/width (as in muP, Yang et al. 2022).
+    """
+    width = 4096 / hidden_size
+    if method == "lora":
+        rate = 2e-4 * width**0.75
+        law = "2e-4 at width 4096, growing as width^-3/4"
+    else:
+        rate = 2e-5 * width
+        law = "2e-5 at width 4096, growing as 1/width"
+    return float(f"{rate:.1e}"), f"{law}; this model's width is {hidden_size}"
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
+    """Fused AdamW (Loshchilov & Hutter 2019); decay on matrices, none on norms and biases."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
