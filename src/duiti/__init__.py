@@ -1,4 +1,4 @@
-"""duiti (对题, "to the point"): supervised fine-tuning that answers what was asked, and shows that it does.
+"""duiti (对题, "to the point"): supervised fine-tuning that answers what was asked.
 
     import duiti
 

@@ -59,8 +59,8 @@ def evaluate(
     on_bad_row: Literal["refuse", "drop"] = "refuse",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Loss and metrics on rows: `{"base": {…}, "tuned": {…}, "n": rows}`; `tuned` is None for a model
-    that is not a run.
+    """Loss and metrics on rows: `{"base": {…}, "tuned": {…}, "n": rows}`; `tuned` is None for a
+    model that is not a run.
 
     Raises:
         UsageError: no such run, file or metric.
@@ -111,9 +111,7 @@ def export(
         raise UsageError(f"no export format {format}", fix="known: merged")
     found = run if isinstance(run, Run) else open_run(run)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
-    return export_merged(
-        found, Path(output), dtype=wanted, trust_remote_code=trust_remote_code
-    )
+    return export_merged(found, Path(output), dtype=wanted, trust_remote_code=trust_remote_code)
 
 
 def _config(data: Data, settings: dict[str, Any]) -> tuple[Config, Rows | None]:

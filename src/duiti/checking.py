@@ -1,7 +1,7 @@
 """Look at data without training: what would be trained, what would not, and why.
 
-    report = run_check(Config(data=["my.jsonl"], model="tiny"))
-    report.as_dict(); report.refusal; report.mask(0)
+report = run_check(Config(data=["my.jsonl"], model="tiny"))
+report.as_dict(); report.refusal; report.mask(0)
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Every setting of a run, once: flags, YAML, `--help`, the JSON schema and the docs table come from here.
+"""Every setting of a run, once: flags, YAML, `--help`, the JSON schema and the docs table come from
+here.
 
     config = load_config("duiti.yaml", {"learning_rate": 1e-4})     # flags win over the file
     Config(data=["my.jsonl"], model="tiny")
@@ -109,8 +110,8 @@ class Config(_Section):
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """What a row that cannot be used does to the run: stop it, or be dropped and listed."""
     template: str = "auto"
-    """`human-assistant`, `instruction-response`, `alpaca`, `chatml`, `model` (its own chat template)
-    or a YAML file. `auto`: the model's own if it has one, else `human-assistant`."""
+    """`human-assistant`, `instruction-response`, `alpaca`, `chatml`, `model` (its own chat
+    template) or a YAML file. `auto`: the model's own if it has one, else `human-assistant`."""
     max_length: Auto | Annotated[int, Field(ge=2)] = "auto"
     """Longest text in tokens. `auto`: what the model's positions allow."""
     over_length: Literal["drop", "error"] = "drop"

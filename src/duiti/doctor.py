@@ -43,10 +43,14 @@ def print_findings(found: dict[str, Any]) -> None:
     print(f"           {faster}, so wide models compute in {found['cpu_dtype']}")
     print(f"gpu        {', '.join(found['cuda']) or 'none'}")
     if not found["cuda"] and found["torch_built_for_cuda"]:
-        print(f"           torch is built for CUDA {found['torch_built_for_cuda']} but sees no GPU:")
+        print(
+            f"           torch is built for CUDA {found['torch_built_for_cuda']} but sees no GPU:"
+        )
         print("           is the driver installed, and the device visible to this process?")
     elif not found["cuda"]:
-        print("           this torch is built for the CPU; with a GPU here, install torch's CUDA build")
+        print(
+            "           this torch is built for the CPU; for a GPU, install its CUDA build"
+        )
     print(f"disk       {found['free_disk_bytes'] / 1e9:.1f} GB free here")
 
 

@@ -56,9 +56,7 @@ class Material:
         return collate(shortest if len(shortest) > 1 else shortest * 2, device)
 
 
-def read_material(
-    config: Config, *, rows: Sequence[Mapping[str, Json]] | None = None
-) -> Material:
+def read_material(config: Config, *, rows: Sequence[Mapping[str, Json]] | None = None) -> Material:
     """Read, render and encode all rows. Loads no weights; raises for nothing that is in a row.
 
     Args:

@@ -1,7 +1,8 @@
-"""Settings that were left open: chosen from the model, the data and the machine, each with its reason.
+"""Settings that were left open: chosen from the model, the data and the machine, each with its
+reason.
 
-    config, reasons = settle(config, material)      # no `auto` is left
-    plan = step_plan(config, len(material.train))
+config, reasons = settle(config, material)      # no `auto` is left
+plan = step_plan(config, len(material.train))
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     if config.micro_batch_tokens == "auto":
         usual = CUDA_MICRO_BATCH_TOKENS if is_cuda else CPU_MICRO_BATCH_TOKENS
         longest = max(len(example) for example in [*material.train, *material.val])
-        why = "the longest row" if longest > usual else f"usual on {'a GPU' if is_cuda else 'a CPU'}"
+        why = (
+            "the longest row" if longest > usual else f"usual on {'a GPU' if is_cuda else 'a CPU'}"
+        )
         choose("micro_batch_tokens", max(usual, longest), why)
     total = total_steps(config, len(material.train))
     if config.warmup_steps == "auto":

@@ -1,7 +1,7 @@
 """What a run writes beside its weights: settings, environment, ledger, samples, and a README.
 
-    write_start(folder, config, reasons, material)     # before training
-    write_end(folder, config, material, outcome)       # after
+write_start(folder, config, reasons, material)     # before training
+write_end(folder, config, material, outcome)       # after
 """
 
 from __future__ import annotations
@@ -93,12 +93,10 @@ def _answers(model: Model, asked: list[Asked], compute_dtype: torch.dtype) -> li
     return [model.text(answer.ids) for answer in found]
 
 
-def write_start(
-    folder: Path, config: Config, reasons: dict[str, str], material: Material
-) -> None:
+def write_start(folder: Path, config: Config, reasons: dict[str, str], material: Material) -> None:
     """Settings, environment and ledger: what is known before the first update."""
     write_config(folder, config, reasons)
-    files = [*config.data, *([config.val] if material.val_prepared is not None else [])]
+    files = [*config.data, *([config.val] if material.val_prepared and config.val else [])]
     environment = {
         "duiti": duiti.__version__,
         "torch": torch.__version__,

@@ -1,7 +1,7 @@
 """A run on disk: its folder, its name, and what can be read from it without a model. No torch.
 
-    run = Run("runs/my-tiny"); run.config; run.metrics
-    newest_run(), list_runs(), new_run_folder("my.jsonl", "tiny")
+run = Run("runs/my-tiny"); run.config; run.metrics
+newest_run(), list_runs(), new_run_folder("my.jsonl", "tiny")
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def new_run_folder(output: str | None, data: str, model: str) -> Path:
     """Make the folder of a new run; never one that exists and holds something.
 
     Args:
-        output: as asked for, or None to name it after data and model (`runs/my-tiny`, `-2`, `-3`, …).
+        output: as asked for, or None to name it after data and model (`runs/my-tiny`, `-2`, `-3`,
+        …).
 
     Raises:
         UsageError: it exists, or cannot be made.

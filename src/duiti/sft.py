@@ -2,8 +2,8 @@
 
     run = finetune(Config(data=["my.jsonl"], model="tiny"))
 
-`finetune` is the table of contents. Each line of it is a module below this one; any of them can be left
-out, replaced or called alone (`examples/minimal_loop.py` does so).
+`finetune` is the table of contents. Each line of it is a module below this one; any of them can be
+left out, replaced or called alone (`examples/minimal_loop.py` does so).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from duiti.eval.evaluate import held_out_loss
 from duiti.infer.model import Model, stop_ids_of
 from duiti.material import check_ids, raise_refusals, read_material, trained_stops
 from duiti.model.freeze import choose_trained
-from duiti.model.load import load_model
+from duiti.model.load import load_model, num_embeddings
 from duiti.model.sft_model import SFTModel, can_pack
 from duiti.plan import is_val_due, settle, step_plan
 from duiti.record import Outcome, before_samples, write_end, write_start
@@ -57,7 +57,7 @@ def finetune(
     torch.manual_seed(config.seed)
     compute_dtype = getattr(torch, config.dtype)
     model = load_model(material.source, dtype=compute_dtype, device=config.device)
-    check_ids(material, model.get_input_embeddings().num_embeddings)
+    check_ids(material, num_embeddings(model))
     is_packed = can_pack(model, material.probe(config.device))
     trained = choose_trained(model, config)
     sft = SFTModel(model, compute_dtype=compute_dtype, is_packed=is_packed)

@@ -73,5 +73,3 @@ def say_end(folder: Path, outcome: Outcome, seconds: float, talk: Talk) -> None:
     talk.say("done", f"{text} · {clock(seconds)} · peak memory {peak}")
     talk.say("saved", str(folder))
     talk.say("next", f"duiti chat {folder}")
-
-

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 """Label of a token that is not trained (the value that PyTorch's cross-entropy ignores)."""
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Role = Literal["system", "user", "assistant"]
 TokenIds: TypeAlias = npt.NDArray[np.int32]
 
@@ -113,8 +113,8 @@ class Example:
 class Batch:
     """A flat run of D documents, T tokens, without padding. The one place where labels are shifted.
 
-    `targets[k]` is the token that follows position `supervised[k]` *in the same document*; the first
-    token of a document is therefore never a target."""
+    `targets[k]` is the token that follows position `supervised[k]` *in the same document*; the
+    first token of a document is therefore never a target."""
 
     input_ids: torch.Tensor
     """[T] int64."""

@@ -1,11 +1,11 @@
 """Examples to batches: the order of an epoch, micro-batches by token budget, no padding.
 
-    for rows in epoch_updates(len(examples), batch_size, seed=0, epoch=0):      # one optimizer update
-        for part in micro_batches(rows, lengths, budget=4096):                  # one forward/backward
+    for rows in epoch_updates(len(examples), batch_size, seed=0, epoch=0):  # an update
+        for part in micro_batches(rows, lengths, budget=4096):              # a forward pass
             batch = collate([examples[i] for i in part])
 
-The order is a pure function of (number of examples, seed, epoch). How an update is cut into micro-batches
-changes neither its rows nor its gradient.
+The order is a pure function of (number of examples, seed, epoch). How an update is cut into
+micro-batches changes neither its rows nor its gradient.
 """
 
 from __future__ import annotations

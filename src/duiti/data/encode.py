@@ -3,11 +3,11 @@
     encoder = Encoder(tokenizer, template)
     for item in encoder.encode(samples):        # the examples of a sample, or Rejected
 
-Ids of a turn are `ids(prompt) + ids(answer)`: the border is where serving cuts, so prompt ids in training
-are those of serving by construction. A later turn of a conversation joins the example of the turn before
-where the ids of its prompt begin with that example's ids; where they do not (a template that rewrites
-history, a tokenizer that merges across the border) the conversation is *unrolled*: the turn gets its own
-example, in exactly the context in which it will be served.
+Ids of a turn are `ids(prompt) + ids(answer)`: the border is where serving cuts, so prompt ids in
+training are those of serving by construction. A later turn of a conversation joins the example of
+the turn before where the ids of its prompt begin with that example's ids; where they do not (a
+template that rewrites history, a tokenizer that merges across the border) the conversation is
+*unrolled*: the turn gets its own example, in exactly the context in which it will be served.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Encoder:
             return self._ids([turn.answer for turn in turns])
         wholes = self._ids([turn.prompt + turn.answer for turn in turns])
         return [
-            # Where the border merged, the answer is encoded alone, with its extra space: the text is
-            # the same after decoding, and the prompt's ids stay those of serving.
+            # Where the border merged, the answer is encoded alone, with its extra space: the text
+            # is the same after decoding, and the prompt's ids stay those of serving.
             whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids([turn.answer])[0]
             for turn, prompt, whole in zip(turns, prompts, wholes, strict=True)
         ]

@@ -4,14 +4,15 @@
 
 | shape | fields |
 |---|---|
-| prompt/response | `prompt` + one of `response`, `completion`, `output`, `answer`; optional `system` |
+| prompt/response | `prompt`, one of `response`, `completion`, `output`, `answer`; or + `system` |
 | alpaca | `instruction`, optional `input`, + one of the same answers; optional `system` |
 | messages | `messages`: list of `{role, content}`, optional `train: false` on an assistant turn |
 
-Roles must alternate user, assistant, …, with at most one system message, first, and the last turn the
-assistant's. A row that fits no shape raises `RowError` with what was found and what was missing.
-Fields that no shape knows are left alone; `unread_fields` names them so that they can be reported.
-To add a shape: a `_from_…` function, a line in `to_sample`, a row in this table and one in the docs.
+Roles must alternate user, assistant, …, with at most one system message, first, and the last turn
+the assistant's. A row that fits no shape raises `RowError` with what was found and what was
+missing. Fields that no shape knows are left alone; `unread_fields` names them so that they can be
+reported. To add a shape: a `_from_…` function, a line in `to_sample`, a row in this table and one
+in the docs.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     ledger.add_row(source); ledger.keep(example); ledger.drop(example)
 
-The law (a test holds it): tokens.total = supervised + context + dropped, and rows = kept + rejected +
-dropped. It is printed before step 1 and stored with the run.
+The law (a test holds it): tokens.total = supervised + context + dropped, and rows = kept + rejected
++ dropped. It is printed before step 1 and stored with the run.
 """
 
 from __future__ import annotations

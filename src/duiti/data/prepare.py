@@ -4,8 +4,8 @@
     prepared.examples; prepared.ledger; prepared.warnings
     if error := refusal(prepared, on_bad_row="refuse"): raise error
 
-Preparing never raises because of a row: all rows are looked at, so that all problems can be shown at once.
-Whether they stop the run is `refusal`'s to say.
+Preparing never raises because of a row: all rows are looked at, so that all problems can be shown
+at once. Whether they stop the run is `refusal`'s to say.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     print_mask(example, tokenizer, console)
 
-Trained text is tinted (and set between ⟦ ⟧ where there is no colour); special tokens are shown as they
-are, line breaks as ⏎.
+Trained text is tinted (and set between ⟦ ⟧ where there is no colour); special tokens are shown as
+they are, line breaks as ⏎.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     for row in read_rows("my.jsonl"):        # Row, or Rejected with the reason
 
-A line ends at `\\n` only (a `\\r` before it is dropped): U+2028 and friends stay inside their string.
-Refused by line: bytes that are not UTF-8, duplicate keys, NaN and Infinity, numbers beyond Python's
-limits, anything that is not an object. A byte-order mark at the start is tolerated; blank lines are
-skipped. Nothing is guessed: a string that looks like a date or a number stays a string.
+A line ends at `\\n` only (a `\\r` before it is dropped): U+2028 and friends stay inside their
+string. Refused by line: bytes that are not UTF-8, duplicate keys, NaN and Infinity, numbers beyond
+Python's limits, anything that is not an object. A byte-order mark at the start is tolerated; blank
+lines are skipped. Nothing is guessed: a string that looks like a date or a number stays a string.
 """
 
 from __future__ import annotations
@@ -214,4 +214,3 @@ def _parse_line(json_: _StrictJson, text: str) -> dict[str, Json]:
 def _safe_key(key: str) -> str:
     """Keys are structure and may be shown; one that is long or odd could be content."""
     return f'"{key}"' if len(key) <= 40 and key.isprintable() else "(a long or odd key)"
-

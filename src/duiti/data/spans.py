@@ -2,11 +2,11 @@
 
     turns = find_turns(template, sample)        # one Turn per trained answer
 
-For the answer at message i, serving would send `render(messages[:i], add_generation_prompt=True)`; the
-finished conversation reads `render(messages[:i+1])`. Where the second begins with the first, what
-follows is what the model has to produce, up to its stop token. No generation tags, no search for
-marker strings, no private copy of a template. Where it does not begin so, there is no text that the
-model could be trained to continue with, and the row is refused.
+For the answer at message i, serving would send `render(messages[:i], add_generation_prompt=True)`;
+the finished conversation reads `render(messages[:i+1])`. Where the second begins with the first,
+what follows is what the model has to produce, up to its stop token. No generation tags, no search
+for marker strings, no private copy of a template. Where it does not begin so, there is no text that
+the model could be trained to continue with, and the row is refused.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def find_turns(template: Template, sample: Sample, control: re.Pattern[str] | No
     """The trained turns of a sample, in order.
 
     Args:
-        control: matches the tokenizer's control tokens (`control_tokens(tokenizer)`); a message that
-            contains one is refused, as it would become a real one.
+        control: matches the tokenizer's control tokens (`control_tokens(tokenizer)`); a message
+            that contains one is refused, as it would become a real one.
 
     Raises:
         RowError: the template refuses the conversation, or the answer cannot be found in it.
@@ -44,8 +44,9 @@ def find_turns(template: Template, sample: Sample, control: re.Pattern[str] | No
         finished = template.transcript(sample.messages[: i + 1])
         if not finished.startswith(prompt):
             raise RowError(
-                f"the template {template.name} writes a finished answer (message {i + 1}) differently"
-                " from the prompt that serving sends for it, so the prefix property does not hold"
+                f"the template {template.name} writes a finished answer (message {i + 1})"
+                " differently from the prompt that serving sends for it, so the prefix property"
+                " does not hold"
             )
         produced = finished[len(prompt) :]
         turns.append(Turn(prompt, _up_to_stop(produced, template, control), is_trained=True))

@@ -2,8 +2,8 @@
 
     train, val = split(examples, share=0.05, seed=0)
 
-A row's side is a function of its prompt and the seed alone, so the same question never stands on both
-sides, and adding rows moves none of the old ones.
+A row's side is a function of its prompt and the seed alone, so the same question never stands on
+both sides, and adding rows moves none of the old ones.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     turns = find_turns(template, sample)    # (data/spans.py) what training uses, cut the same way
 
 There is one kind: a Jinja chat template, rendered by transformers' own `apply_chat_template` (which
-sandboxes it). The model's own is used as it is. The built-in and user-declared ones are five strings
-that are compiled to Jinja, so the `chat_template.jinja` saved with a run *is* what was trained, and any
-server that reads chat templates serves it as it was trained.
+sandboxes it). The model's own is used as it is. The built-in and user-declared ones are five
+strings that are compiled to Jinja, so the `chat_template.jinja` saved with a run *is* what was
+trained, and any server that reads chat templates serves it as it was trained.
 """
 
 from __future__ import annotations
@@ -123,7 +123,8 @@ class Template:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Plain text that marks a role. In a message it is indistinguishable from a turn: warned of."""
+        """Plain text that marks a role. In a message it is indistinguishable from a turn: warned
+        of."""
         return () if self.declared is None else _role_markers(self.declared, self.tokenizer)
 
     def prompt(self, messages: Sequence[Message]) -> str:

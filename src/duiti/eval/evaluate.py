@@ -3,8 +3,8 @@
     before_after = evaluate_rows(load(run), prepared)       # {"base": …, "tuned": …}
     mean, count = held_out_loss(sft, examples)
 
-The loss is the mean over all supervised tokens of all rows: it does not depend on how rows are batched.
-Nothing here moves a weight or a random stream of training.
+The loss is the mean over all supervised tokens of all rows: it does not depend on how rows are
+batched. Nothing here moves a weight or a random stream of training.
 """
 
 from __future__ import annotations

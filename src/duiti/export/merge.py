@@ -3,9 +3,9 @@
     report = export_merged(Run("runs/my-tiny"), Path("my-tiny-merged"))
     report.max_logprob_error
 
-The result opens in plain transformers (and anything that reads its format), tokenizer, template and stop
-tokens included. What is reported is measured on the files: they are loaded again and compared with the
-adapted model.
+The result opens in plain transformers (and anything that reads its format), tokenizer, template and
+stop tokens included. What is reported is measured on the files: they are loaded again and compared
+with the adapted model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from duiti.errors import DuitiError, UsageError
@@ -77,13 +77,13 @@ def export_merged(
         raise UsageError(f"{output} exists and is not empty", fix="choose another folder: -o")
     config = run.config
     base = load_config(resolve(config.model, trust_remote_code=trust_remote_code))
-    dtype = dtype or base.dtype or torch.float32
+    dtype = dtype or (base.dtype if isinstance(base.dtype, torch.dtype) else torch.float32)
     model = load(run, device="cpu", dtype=torch.float32, trust_remote_code=trust_remote_code)
     probe = probe_ids(model.hf)
     expected = log_probabilities(model.hf, probe)
     merge(model.hf)
     output.mkdir(parents=True, exist_ok=True)
-    model.hf.to(dtype).save_pretrained(output)
+    nn.Module.to(model.hf, dtype).save_pretrained(output)
     model.tokenizer.save_pretrained(output)
     del model
     report = _compare(output, dtype, probe, expected, trust=trust_remote_code)
@@ -98,7 +98,7 @@ def export_merged(
 
 def probe_ids(model: PreTrainedModel, *, rows: int = 4, length: int = 64) -> Tensor:
     """[rows, length] fixed tokens, spread over the vocabulary."""
-    size = model.get_input_embeddings().num_embeddings
+    size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(size, (rows, length), generator=generator)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from duiti.errors import RowError
-from duiti.infer.generate import Sampling
+from duiti.infer.generate import GREEDY, Sampling
 from duiti.infer.model import Model
 from duiti.types import Message
 
@@ -30,7 +30,7 @@ class Chat:
     """A conversation, with one history for each of the two voices: each sees its own answers."""
 
     model: Model
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     max_new_tokens: int = 512
     voices: tuple[Voice, ...] = ("tuned",)
     system: str = ""

@@ -3,8 +3,8 @@
     answers = generate(model, prompts, stop_ids={2}, max_new_tokens=64)
     for token in stream(model, prompt, stop_ids={2}, max_new_tokens=64): ...
 
-Batches are padded on the left, with mask and positions to match, so an answer does not depend on its
-neighbours. The stop token ends an answer and is not part of it.
+Batches are padded on the left, with mask and positions to match, so an answer does not depend on
+its neighbours. The stop token ends an answer and is not part of it.
 """
 
 from __future__ import annotations

@@ -85,9 +85,7 @@ class Model:
         sampling: Sampling = GREEDY,
     ) -> str:
         """The answer to a conversation whose last message is the user's."""
-        return "".join(
-            self.chat_stream(messages, max_new_tokens=max_new_tokens, sampling=sampling)
-        )
+        return "".join(self.chat_stream(messages, max_new_tokens=max_new_tokens, sampling=sampling))
 
     def chat_stream(
         self,
@@ -220,7 +218,7 @@ def load_saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Tem
     template = declare(name, Declared(**values), tokenizer)
     if template.source.strip() != str(tokenizer.chat_template).strip():
         raise UsageError(
-            f"{folder}: {TEMPLATE_FILE} and chat_template.jinja do not say the same",
+            f"{folder}: {TEMPLATE_FILE} and chat_template.jinja disagree",
             why="one of them was edited after training; the model knows only what it was trained on",
         )
     return template

@@ -4,8 +4,8 @@
     config = read_adapter_config(folder); load_adapter(model, folder)
 
 `adapter_config.json` and `adapter_model.safetensors` with keys
-`base_model.model.<module>.lora_A.weight` [r, in] and `….lora_B.weight` [out, r]. Loading is strict: exactly
-the expected keys, shapes and finite numbers, or an error that names the first difference.
+`base_model.model.<module>.lora_A.weight` [r, in] and `….lora_B.weight` [out, r]. Loading is strict:
+exactly the expected keys, shapes and finite numbers, or an error that names the first difference.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, str]:
         alpha=values["lora_alpha"],
         dropout=values.get("lora_dropout", 0.0),
         rslora=values.get("use_rslora", False),
-        target_modules=targets if isinstance(targets, str) else tuple(targets),
+        target_modules="all-linear" if targets == "all-linear" else tuple(targets),
     )
     return config, str(values.get("base_model_name_or_path") or "")
 
@@ -143,6 +143,7 @@ def _unsupported(values: Any) -> str:
     for key in ("layers_to_transform", "layer_replication", "trainable_token_indices"):
         if values.get(key):
             return f"{key} is not supported"
-    if not isinstance(values.get("target_modules"), str | list):
-        return "names no target_modules"
+    targets = values.get("target_modules")
+    if targets != "all-linear" and not isinstance(targets, list):
+        return "target_modules is no list of names"
     return ""

@@ -3,9 +3,9 @@
     with packed_attention(model):
         model(input_ids=ids[None], position_ids=positions[None], cu_seqlens=borders)
 
-Plugged in by name through transformers' `AttentionInterface`; outside the context the model keeps the
-implementation it was loaded with, so generation is untouched. Each document is one call of PyTorch's
-`scaled_dot_product_attention`: no T x T mask is ever built, on the CPU or on CUDA.
+Plugged in by name through transformers' `AttentionInterface`; outside the context the model keeps
+the implementation it was loaded with, so generation is untouched. Each document is one call of
+PyTorch's `scaled_dot_product_attention`: no T x T mask is ever built, on the CPU or on CUDA.
 
 Shapes: T tokens, H query heads, K key/value heads (H a multiple of K), E head width.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +50,15 @@ def packed_attention_forward(
         [1, T, H, E], None (the interface's place for attention weights).
 
     Raises:
-        NotImplementedError: a variant that this kernel does not compute (never a silent approximation).
+        NotImplementedError: a variant that this kernel does not compute (never a silent
+        approximation).
     """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("attention with soft-capping or sinks")
     if attention_mask is not None:
         raise NotImplementedError("attention with a mask of its own")
     parts = []
-    for start, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+    for start, end in pairwise(cu_seqlens):
         band = None
         if sliding_window is not None and end - start > sliding_window:
             position = torch.arange(end - start, device=query.device)

@@ -1,7 +1,7 @@
 """What is trained. Everything else is frozen, and a table says so.
 
-    trained = choose_trained(model, config)         # lora | last-n | full
-    trained.num_parameters, trained.names
+trained = choose_trained(model, config)         # lora | last-n | full
+trained.num_parameters, trained.names
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Names to models: a folder, the embedded `tiny`, or a hub id. Weights in the dtype that is asked for.
+"""Names to models: a folder, the embedded `tiny`, or a hub id. Weights in the dtype that is asked
+for.
 
-    source = resolve("tiny")                       # where it is; a path that exists is a path
-    tokenizer = load_tokenizer(source)
-    model = load_model(source, dtype=torch.float32, device="cpu")
+source = resolve("tiny")                       # where it is; a path that exists is a path
+tokenizer = load_tokenizer(source)
+model = load_model(source, dtype=torch.float32, device="cpu")
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from duiti import tiny
@@ -70,13 +72,14 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ModelSource:
 def load_config(source: ModelSource) -> PreTrainedConfig:
     """The model's `config.json`."""
     try:
-        return AutoConfig.from_pretrained(
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
             source.location,
             trust_remote_code=source.trust_remote_code,
             local_files_only=source.is_local,
         )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(source, error) from None
+    return config
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -107,7 +110,16 @@ def load_model(source: ModelSource, *, dtype: torch.dtype, device: str) -> PreTr
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise DuitiError(f"{source.name}: the tensor {name} holds numbers that are not finite")
-    return model.to(device).eval()
+    nn.Module.to(model, device)  # transformers' own wrapper is typed for something else
+    model.eval()
+    return model
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Rows of the input embedding: one more than the largest id that the model takes."""
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    return embedding.num_embeddings
 
 
 def choose_device(wanted: str) -> str:

@@ -5,9 +5,9 @@
     with adapters_off(model): ...                                    # the base model, same weights
     merge(model)                                                     # plain linear layers again
 
-A [r, in] starts as U(-1/√in, 1/√in) and B [out, r] as zero, both float32: the adapter changes nothing
-until it is trained. A's start is a function of (seed, module name) alone, so adding a target does not
-change the others. The base layer is frozen whole, its bias too.
+A [r, in] starts as U(-1/√in, 1/√in) and B [out, r] as zero, both float32: the adapter changes
+nothing until it is trained. A's start is a function of (seed, module name) alone, so adding a
+target does not change the others. The base layer is frozen whole, its bias too.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def find_targets(model: PreTrainedModel, wanted: tuple[str, ...] | str) -> list[
     A name matches a module whose full name is it or ends in `.` + it.
 
     Raises:
-        UsageError: a name that matches nothing, or the head of a model that ties it to its embedding.
+        UsageError: a name that matches nothing, or the head of a model that ties it to its
+        embedding.
     """
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}

@@ -4,10 +4,10 @@
 
 Legend: N supervised positions, D hidden width, V vocabulary, C rows of a chunk.
 
-Only supervised positions are projected onto the vocabulary (prompts are most of a batch, and V is most of
-the work). Rows are projected C at a time, the loss is formed in float32, and the gradient with respect to
-hidden states and head is formed in the same pass: softmax(z) - onehot(target), so the backward pass is a
-multiplication by a scalar and logits live for one chunk only.
+Only supervised positions are projected onto the vocabulary (prompts are most of a batch, and V is
+most of the work). Rows are projected C at a time, the loss is formed in float32, and the gradient
+with respect to hidden states and head is formed in the same pass: softmax(z) - onehot(target), so
+the backward pass is a multiplication by a scalar and logits live for one chunk only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class _SupervisedLoss(torch.autograd.Function):
         weight = head.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        grad_bias = None
+        if bias is not None and needs_bias:
+            grad_bias = torch.zeros_like(bias, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         chunk = max(1, CHUNK_BYTES // (4 * head.shape[0]))
         for start in range(0, hidden.shape[0], chunk):
@@ -117,5 +119,3 @@ def _shape(logits: Tensor, shape: LogitShape) -> tuple[Tensor, Tensor | float | 
         return logits, None if shape.scale == 1.0 else shape.scale
     bounded = torch.tanh(logits / shape.cap)
     return bounded * shape.cap, (1 - bounded.square()) * shape.scale
-
-

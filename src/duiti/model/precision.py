@@ -1,6 +1,6 @@
 """Which dtype the matrix products run in: measured on this machine, not assumed.
 
-    dtype, reason = choose_dtype(device="cpu", hidden_size=1024)
+dtype, reason = choose_dtype(device="cpu", hidden_size=1024)
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
     loss_sum, num_tokens = sft(batch)
     (loss_sum / num_tokens).backward()
 
-The backbone runs on all tokens; the vocabulary projection on the supervised ones only. Documents do not
-see each other: `can_pack` proves it on this very model before training, and where an architecture cannot
-(state-space and convolution layers, soft-capped attention) each document runs alone: slower, never wrong.
+The backbone runs on all tokens; the vocabulary projection on the supervised ones only. Documents do
+not see each other: `can_pack` proves it on this very model before training, and where an
+architecture cannot (state-space and convolution layers, soft-capped attention) each document runs
+alone: slower, never wrong.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def can_pack(model: PreTrainedModel, batch: Batch) -> bool:
         batch: at least two documents, of different lengths; a few dozen tokens do.
 
     Raises:
-        DuitiError: even one by one, the loss is not that of the model's own logits (the architecture
-            changes its logits in a way that is not known here).
+        DuitiError: even one by one, the loss is not that of the model's own logits (the
+            architecture changes its logits in a way that is not known here).
     """
     was_training = model.training
     model.eval()

@@ -1,15 +1,14 @@
-"""The embedded base model `tiny`, the questions about its world, and the text it can be measured
-on. No torch here.
+"""The embedded base model `tiny` and the data about its little world. No torch here.
 
 `model_path()` is a plain transformers directory (2.2 M parameters, Qwen3): a base model that
 continues text about a small invented world in English and Chinese, and has no chat template.
 `data_path(name)` is one of its files:
 
 - `train`: prompt/response pairs about 60 % of the entities;
-- `heldout`: the other 40 %, whose facts the base met as running text alone, in the trained phrasings;
+- `heldout`: the other 40 %, met as running text alone, in the trained phrasings;
 - `unseen`: the same 40 % in phrasings that no training pair has;
 - `control`: entities that are nowhere in the running text, so nobody can know the answers;
-- `running_text`: fresh text of the kind the base was pretrained on, a paragraph a line, to measure forgetting.
+- `running_text`: fresh text like the pretraining text, a paragraph a line, to measure forgetting.
 
 `examples/tiny_world` in the repository makes all of it.
 """

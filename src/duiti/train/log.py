@@ -1,8 +1,9 @@
-"""What a run says while it runs: `metrics.jsonl` always; a bar on a terminal, plain lines elsewhere.
+"""What a run says while it runs: `metrics.jsonl` always; a bar on a terminal, plain lines
+elsewhere.
 
-    with RunLog(folder, total_steps=390) as log:
-        log.say("data", "3,114 rows")
-        log.step(metrics, val_loss=None)
+with RunLog(folder, total_steps=390) as log:
+    log.say("data", "3,114 rows")
+    log.step(metrics, val_loss=None)
 """
 
 from __future__ import annotations
@@ -26,12 +27,10 @@ PLAIN_EVERY_S = 5.0
 
 
 class Talk:
-    """Lines with a label in front, for people. To stderr, so that stdout is for results; a verb whose
-    result *is* such lines sends them to stdout."""
+    """Lines with a label in front, for people. To stderr, so that stdout is for results; a verb
+    whose result *is* such lines sends them to stdout."""
 
-    def __init__(
-        self, *, plain: bool = False, quiet: bool = False, stdout: bool = False
-    ) -> None:
+    def __init__(self, *, plain: bool = False, quiet: bool = False, stdout: bool = False) -> None:
         self.console = Console(stderr=not stdout, highlight=False, quiet=quiet)
         self.is_plain = plain or not self.console.is_terminal
 
@@ -95,8 +94,11 @@ class RunLog:
             return
         now = time.monotonic()
         is_last = metrics.step == self._total
-        if metrics.step == 1 or is_last or val_loss is not None or (
-            now - self._last_line >= PLAIN_EVERY_S
+        if (
+            metrics.step == 1
+            or is_last
+            or val_loss is not None
+            or (now - self._last_line >= PLAIN_EVERY_S)
         ):
             self._last_line = now
             left = (now - self._started) / metrics.step * (self._total - metrics.step)

@@ -1,7 +1,7 @@
 """AdamW and the learning rate: both plain functions of the plan.
 
-    rate = learning_rate_at(step, plan)
-    optimizer = make_optimizer(parameters, weight_decay=0.0)
+rate = learning_rate_at(step, plan)
+optimizer = make_optimizer(parameters, weight_decay=0.0)
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def default_learning_rate(method: Method, hidden_size: int) -> tuple[float, str]
     """A peak rate that is known to work for the method and width, and why.
 
     At width 4096: 2e-4 for LoRA and a tenth of it for weights themselves ("LoRA Without Regret",
-    Schulman et al. 2025, finds that factor over many models). Narrower models take more: LoRA's rate
-    grows with width^-3/4, that of weights with 1/width (as in muP, Yang et al. 2022).
+    Schulman et al. 2025, finds that factor over many models). Narrower models take more: LoRA's
+    rate grows with width^-3/4, that of weights with 1/width (as in muP, Yang et al. 2022).
     """
     width = 4096 / hidden_size
     if method == "lora":

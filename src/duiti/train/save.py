@@ -2,9 +2,9 @@
 
     save_weights(model, template, folder, config, base)
 
-LoRA: `adapter_config.json` + `adapter_model.safetensors`. Otherwise the whole model, trained tensors exactly
-(float32). Beside them tokenizer, `chat_template.jinja`, `template.yaml` where the template was declared,
-and a `generation_config.json` that lists every stop token that was trained.
+LoRA: `adapter_config.json` + `adapter_model.safetensors`. Otherwise the whole model, trained
+tensors exactly (float32). Beside them tokenizer, `chat_template.jinja`, `template.yaml` where the
+template was declared, and a `generation_config.json` that lists every stop token that was trained.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 import yaml
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -42,7 +41,7 @@ def save_weights(
         save_adapter(model, folder, config.lora, base=base.location)
     else:
         # Widening what stayed frozen is exact; narrowing what was trained would not be.
-        model.to(torch.float32).save_pretrained(folder)
+        model.float().save_pretrained(folder)
     generation.save_pretrained(folder)
     _save_template(template, folder)
 
@@ -62,5 +61,3 @@ def _save_template(template: Template, folder: Path) -> None:
 def _listed_stops(model: PreTrainedModel) -> list[int]:
     listed = model.generation_config.eos_token_id if model.generation_config else None
     return listed if isinstance(listed, list) else [] if listed is None else [listed]
-
-

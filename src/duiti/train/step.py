@@ -3,8 +3,8 @@
     for metrics in train_steps(sft, optimizer, examples, plan):
         ...                          # log, evaluate, save: the caller decides
 
-The gradient of an update is the gradient of (sum of the losses of its supervised tokens) / (their number),
-over all its micro-batches: sums are accumulated, and divided once.
+The gradient of an update is the gradient of (sum of the losses of its supervised tokens) / (their
+number), over all its micro-batches: sums are accumulated, and divided once.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def train_steps(
             rows = [examples[i] for i in indices]
             cursor = progress.cursor + len(rows)
             passes = cursor / len(examples)
-            metrics = train_step(
-                sft, optimizer, rows, plan, step=progress.step + 1, epoch=passes
-            )
+            metrics = train_step(sft, optimizer, rows, plan, step=progress.step + 1, epoch=passes)
             progress = Progress(
                 step=metrics.step,
                 cursor=cursor,
@@ -161,4 +159,3 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def _is_finite(value: float) -> bool:
     return value - value == 0.0
-

@@ -1,0 +1,44 @@
+# `make demo` and `make test` do all the set-up on a fresh machine: Python 3.11 or newer is all they need.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup demo test fmt lint type check bench tiny-base clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: setup  ## fine-tune the embedded model and see it answer (about two minutes)
+	$(BIN)/duiti demo
+
+test: setup  ## every test
+	$(BIN)/pytest
+
+fmt: setup  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup
+	$(BIN)/mypy
+
+check: lint type test  ## what has to pass before a commit
+
+bench: setup  ## the table of the README: methods on the embedded model (about ten minutes)
+	$(BIN)/python benchmarks/methods.py
+
+tiny-base: setup  ## make the embedded base model anew (about half an hour on one core)
+	$(BIN)/python -m examples.tiny_world.questions
+	$(BIN)/python -m examples.tiny_world.pretrain
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,165 @@
+"""Methods compared on the embedded model: what each learns, forgets and costs. Writes the README's
+table.
+
+    python benchmarks/methods.py [--seeds 1] [--write]
+
+For the base and for LoRA, the last two layers and full fine-tuning at their default settings: exact
+answers on held-out entities, on phrasings never trained, on control entities that were never read
+about; perplexity on held-out running text (base knowledge: lower is better, a rise is forgetting);
+seconds of training; trained parameters. All questions, greedy answers. A JSON of the run, with
+machine and versions, goes to `benchmarks/results/methods.json`; `--write` puts the table into
+README.md and README.zh-CN.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import duiti
+from duiti import tiny
+from duiti.data.batch import collate, micro_batches
+from duiti.infer.model import Model, load
+from duiti.model.sft_model import SFTModel
+from duiti.tiny import DataName
+from duiti.types import IGNORE_INDEX, Example, Origin
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
+QUESTIONS: tuple[DataName, ...] = ("heldout", "unseen", "control")
+METHODS = ("lora", "last-n", "full")
+BEGIN, END = "<!-- methods: made by benchmarks/methods.py -->", "<!-- /methods -->"
+
+
+def main() -> None:
+    """Measure every method in turn and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--write", action="store_true", help="put the table into the READMEs")
+    arguments = parser.parse_args()
+    rows = [measure_base()]
+    print(line(rows[0]))
+    with tempfile.TemporaryDirectory() as folder:
+        for method in METHODS:
+            rows.append(measure(method, Path(folder) / method))
+            print(line(rows[-1]), flush=True)
+    found = {
+        "rows": rows,
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "versions": {
+            "duiti": duiti.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if arguments.write:
+        for name in ("README.md", "README.zh-CN.md"):
+            write_table(ROOT / name, rows)
+
+
+def measure_base() -> dict[str, Any]:
+    """The model before training."""
+    model = load("tiny")
+    scores: dict[str, float] = {kind: exact(model, kind) for kind in QUESTIONS}
+    return {
+        "method": "base",
+        **scores,
+        "perplexity": perplexity(model),
+        "seconds": 0.0,
+        "parameters": 0,
+    }
+
+
+def measure(method: str, folder: Path) -> dict[str, Any]:
+    """One method at its default settings."""
+    started = time.perf_counter()
+    run = duiti.train(
+        tiny.data_path("train"), model="tiny", method=method, output=str(folder), quiet=True
+    )
+    seconds = time.perf_counter() - started
+    model = load(run)
+    return {
+        "method": method,
+        **{kind: exact(model, kind) for kind in QUESTIONS},
+        "perplexity": perplexity(model),
+        "seconds": seconds,
+        "parameters": trained_parameters(run.path, method),
+    }
+
+
+def exact(model: Model, kind: DataName) -> float:
+    """Share of the questions that are answered exactly."""
+    found = duiti.evaluate(model, tiny.data_path(kind))
+    score: float = (found["tuned"] or found["base"])["exact_match"]
+    return score
+
+
+def perplexity(model: Model) -> float:
+    """exp of the mean loss on held-out running text, every token but the first of a paragraph."""
+    eos = model.tokenizer.eos_token_id
+    examples = []
+    text = tiny.data_path("running_text").read_text(encoding="utf-8")
+    for number, paragraph in enumerate(text.splitlines(), start=1):
+        ids = torch.tensor([*model.tokenizer.encode(paragraph), eos], dtype=torch.int32).numpy()
+        labels = ids.copy()
+        labels[0] = IGNORE_INDEX
+        examples.append(Example(input_ids=ids, labels=labels, origin=Origin("text", number)))
+    sft = SFTModel(model.hf)
+    total = count = 0.0
+    lengths = [len(example) for example in examples]
+    with torch.no_grad():
+        for part in micro_batches(range(len(examples)), lengths, budget=2048):
+            loss, tokens = sft(collate([examples[i] for i in part]))
+            total, count = total + float(loss), count + tokens
+    return math.exp(total / count)
+
+
+def trained_parameters(folder: Path, method: str) -> int:
+    """Read from the run's settings: what `duiti train` says it trains."""
+    from duiti.model.freeze import choose_trained
+    from duiti.model.load import load_model, resolve
+
+    model = load_model(resolve("tiny"), dtype=torch.float32, device="cpu")
+    return choose_trained(model, duiti.Run(folder).config).num_parameters
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    label = {"base": "base", "lora": "LoRA r=16", "last-n": "last 2 layers", "full": "full"}
+    shares = " | ".join(f"{100 * row[kind]:.1f} %" for kind in QUESTIONS)
+    cost = f"{row['seconds']:.0f} s" if row["seconds"] else "–"
+    size = f"{row['parameters'] / 1e6:.2f} M" if row["parameters"] else "–"
+    return f"| {label[row['method']]} | {shares} | {row['perplexity']:.2f} | {cost} | {size} |"
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace what stands between the two marks."""
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    head, _, after = rest.partition(END)
+    header = "\n".join(head.strip("\n").splitlines()[:2])  # the titles are the page's own language
+    table = "\n".join(line(row) for row in rows)
+    path.write_text(f"{before}{BEGIN}\n{header}\n{table}\n{END}{after}", encoding="utf-8")
+
+
+def cpu_name() -> str:
+    """What /proc/cpuinfo calls the processor, where there is one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()
