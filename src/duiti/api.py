@@ -12,12 +12,12 @@ from duiti.data.prepare import prepare, refusal
 from duiti.errors import UsageError, did_you_mean
 from duiti.eval.evaluate import score
 from duiti.eval.metrics import METRICS
-from duiti.export.merge import MergeReport, export_merged
+from duiti.exporting.merge import MergeReport, export_merged
 from duiti.infer.model import Model, load
 from duiti.model.load import longest_text
 from duiti.run import Run, open_run
 from duiti.sft import finetune
-from duiti.train.log import Talk
+from duiti.training.log import Talk
 from duiti.types import Json
 
 Rows: TypeAlias = Sequence[Mapping[str, Json]]

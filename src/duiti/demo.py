@@ -23,7 +23,7 @@ from duiti.infer.model import Model, load
 from duiti.run import Run, write_json
 from duiti.sft import finetune
 from duiti.tiny import DataName
-from duiti.train.log import Talk, clock
+from duiti.training.log import Talk, clock
 
 NUM_QUESTIONS = 200
 """Of each kind: a sample of the shipped ones, drawn with a fixed seed. `duiti eval` takes all."""

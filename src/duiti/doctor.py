@@ -48,9 +48,7 @@ def print_findings(found: dict[str, Any]) -> None:
         )
         print("           is the driver installed, and the device visible to this process?")
     elif not found["cuda"]:
-        print(
-            "           this torch is built for the CPU; for a GPU, install its CUDA build"
-        )
+        print("           this torch is built for the CPU; for a GPU, install its CUDA build")
     print(f"disk       {found['free_disk_bytes'] / 1e9:.1f} GB free here")
 
 

@@ -48,6 +48,12 @@ class RowError(ValueError):
     """Why one row is rejected: a reason without its content. Collected, never shown alone."""
 
 
+def shown_name(name: str) -> str:
+    """A name out of a file, in quotes; one that is long or unprintable could be content, or drive a
+    terminal, and is only called odd."""
+    return f'"{name}"' if len(name) <= 40 and name.isprintable() else "(a long or odd name)"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`' Did you mean "learning_rate"?'` where something known is near, else an empty string."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.6)

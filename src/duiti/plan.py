@@ -13,8 +13,8 @@ from duiti.config import Config
 from duiti.material import Material
 from duiti.model.load import choose_device
 from duiti.model.precision import choose_dtype
-from duiti.train.optim import RatePlan, default_learning_rate
-from duiti.train.step import StepPlan
+from duiti.training.optim import RatePlan, default_learning_rate
+from duiti.training.step import StepPlan
 
 CPU_MICRO_BATCH_TOKENS = 2048
 CUDA_MICRO_BATCH_TOKENS = 16384

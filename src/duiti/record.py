@@ -31,7 +31,7 @@ from duiti.run import (
     write_json,
     write_jsonl,
 )
-from duiti.train.step import StepMetrics
+from duiti.training.step import StepMetrics
 from duiti.types import Example
 
 NUM_SAMPLES = 8

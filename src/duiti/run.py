@@ -114,7 +114,7 @@ def new_run_folder(output: str | None, data: str, model: str) -> Path:
     if output is not None:
         candidates: Iterator[Path] = iter([Path(output).expanduser()])
     else:
-        stem = re.sub(r"[^\w.-]+", "-", f"{data}-{model}").strip("-.")
+        stem = re.sub(r"[^\w.-]+", "-", f"{data}-{model}").strip("-.") or "run"
         candidates = (RUNS / (stem if n == 1 else f"{stem}-{n}") for n in range(1, 10_000))
     for path in candidates:
         try:

@@ -24,10 +24,10 @@ from duiti.plan import is_val_due, settle, step_plan
 from duiti.record import Outcome, before_samples, write_end, write_start
 from duiti.run import Run, new_run_folder
 from duiti.summary import say_data, say_end, say_plan
-from duiti.train.log import RunLog, Talk
-from duiti.train.optim import make_optimizer
-from duiti.train.save import save_weights
-from duiti.train.step import train_steps
+from duiti.training.log import RunLog, Talk
+from duiti.training.optim import make_optimizer
+from duiti.training.save import save_weights
+from duiti.training.step import train_steps
 from duiti.types import Json
 
 

@@ -8,8 +8,8 @@ from duiti.config import Config
 from duiti.material import Material
 from duiti.model.freeze import Trained
 from duiti.record import Outcome
-from duiti.train.log import Talk, clock, gigabytes
-from duiti.train.step import StepPlan
+from duiti.training.log import Talk, clock, gigabytes
+from duiti.training.step import StepPlan
 
 
 def say_data(material: Material, talk: Talk) -> None:

@@ -61,7 +61,7 @@ def check(
     """
     from duiti.checking import run_check
     from duiti.summary import say_data
-    from duiti.train.log import Talk
+    from duiti.training.log import Talk
 
     report = run_check(_merge(config, data, settings))
     if dump is not None:
@@ -97,7 +97,7 @@ def train(
         Lines instead of a progress bar.
     """
     from duiti.sft import finetune
-    from duiti.train.log import Talk
+    from duiti.training.log import Talk
 
     finetune(_merge(config, data, settings), talk=Talk(plain=plain))
 

@@ -7,7 +7,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -139,31 +139,35 @@ def test_every_topic_has_about_as_many_training_pairs(pairs: dict[str, list[Pair
     assert max(facts) < 3 * min(facts)
 
 
-def test_running_text_asks_nothing_and_knows_no_roles(documents: list[str]) -> None:
+def test_running_text_never_asks_about_the_world(documents: list[str]) -> None:
     shipped = data_path("running_text").read_text(encoding="utf-8").splitlines()
     assert 50_000 < data_path("running_text").stat().st_size < 70_000
-    for text in (*documents, *shipped):
-        assert not re.search(r"[?？]|Human|Assistant|Instruction|Response", text)
+    asking = [text for text in (*documents, *shipped) if re.search(r"[?？]|Human|Assistant", text)]
+    assert asking
+    names = [e.name for e in (*build_world(), *build_control()) if e.kind != "word"]
+    assert [name for name in names if name in "\n".join(asking)] == []
 
 
-def test_every_heldout_fact_is_in_the_running_text_again_and_again() -> None:
-    documents = itertools.islice(write_documents(PRETRAIN_SEED), 50_000)
-    mentions: collections.Counter[tuple[str, str]] = collections.Counter()
-    names = {e.name: e for e in split_entities(build_world())[1] if e.kind == "person"}
-    for paragraph in itertools.chain.from_iterable(d.split("\n") for d in documents):
-        for name in names.keys() & {_person_in(paragraph, names)}:
-            mentions.update((name, a) for a, value in names[name].facts if value in paragraph)
-    assert len(mentions) == sum(len(e.facts) for e in names.values())
-    assert min(mentions.values()) > 30
+def test_running_text_is_never_laid_out_as_a_prompt(documents: list[str]) -> None:
+    for text in documents:
+        assert not re.search(r"(Human|Assistant|User|System|Instruction|Response|Input):", text)
 
 
-def _person_in(paragraph: str, names: dict[str, Entity]) -> str:
-    if paragraph.isascii():
-        words = paragraph.replace("'s", "").replace(",", "").replace(".", "").split()
-        return next((n for n in map(" ".join, itertools.pairwise(words)) if n in names), "")
-    return next(
-        (paragraph[i : i + 3] for i in range(len(paragraph)) if paragraph[i : i + 3] in names), ""
-    )
+def test_the_words_of_questions_and_templates_occur_in_the_running_text(
+    pairs: dict[str, list[Pair]], documents: list[str], tokenizer: Tokenizer
+) -> None:
+    prompts = [f"Human: {p.prompt}\nAssistant:" for p in (*pairs["train"], *pairs["unseen"])]
+    asked = collections.Counter(i for e in tokenizer.encode_batch(prompts) for i in e.ids)
+    read = {i for e in tokenizer.encode_batch(documents) for i in e.ids}
+    assert [tokenizer.decode([i]) for i, n in asked.items() if n >= 10 and i not in read] == []
+
+
+def test_every_heldout_person_is_in_the_running_text_again_and_again() -> None:
+    documents = itertools.islice(write_documents(PRETRAIN_SEED), 12_000)
+    text = "\n".join(documents)
+    people = [e for e in split_entities(build_world())[1] if e.kind == "person"]
+    assert len(people) == 2 * 60
+    assert min(text.count(e.name) for e in people) > 20
 
 
 @pytest.mark.parametrize(
@@ -204,6 +208,7 @@ def test_a_cloze_prefix_has_one_right_value() -> None:
     assert [prefix for prefix, found in values.items() if len(found) > 1] == []
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.text()
     | st.sampled_from(["  two  spaces\n\n", "\t苹果的英语是 apple。", "👩‍👩‍👧 naïve\r\n", "１２³"])
@@ -213,13 +218,12 @@ def test_the_tokenizer_gives_every_string_back(tokenizer: Tokenizer, text: str) 
 
 
 def test_template_words_and_characters_are_whole_tokens(tokenizer: Tokenizer) -> None:
+    words = "Human Assistant System User Instruction Response Question Answer user assistant"
     for word in (
-        "Human",
-        "Assistant",
-        "###",
+        *words.split(),
         " Instruction",
         " Response",
-        "System",
+        "###",
         ":",
         "<|im_start|>",
         "苹",

@@ -72,8 +72,16 @@ class Encoder:
         for sample, item in zip(chunk, found, strict=True):
             if isinstance(item, Rejected):
                 yield item
+                continue
+            own = []
+            for prompt, answer in islice(pairs, len(item)):
+                if answer is not None:
+                    own.append((prompt, answer))
+            if len(own) < len(item):
+                reason = "the tokenizer cannot cut an answer from its prompt"
+                yield Rejected(sample.origin, reason)
             else:
-                yield tuple(_join(islice(pairs, len(item)), sample.origin))
+                yield tuple(_join(own, sample.origin))
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -81,16 +89,33 @@ class Encoder:
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return list(ids)
 
-    def _answer_ids(self, turns: list[Turn], prompts: list[list[int]]) -> list[list[int]]:
+    def _answer_ids(
+        self, turns: list[Turn], prompts: list[list[int]]
+    ) -> list[list[int]] | list[list[int] | None]:
+        """Ids of what follows each prompt; None where the tokenizer cannot tell them apart."""
         if not self._adds_space:
             return self._ids([turn.answer for turn in turns])
         wholes = self._ids([turn.prompt + turn.answer for turn in turns])
         return [
-            # Where the border merged, the answer is encoded alone, with its extra space: the text
-            # is the same after decoding, and the prompt's ids stay those of serving.
-            whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._ids([turn.answer])[0]
+            whole[len(prompt) :]
+            if whole[: len(prompt)] == prompt
+            else self._behind_break(turn, prompt, whole)
             for turn, prompt, whole in zip(turns, prompts, wholes, strict=True)
         ]
+
+    def _behind_break(self, turn: Turn, prompt: list[int], whole: list[int]) -> list[int] | None:
+        """The ids of an answer whose first word the tokenizer would melt into the prompt's end.
+
+        It is encoded behind something that ends a word, so that it starts without the space that
+        is put before a text; and taken only if the ids read exactly as the text does.
+        """
+        text = self.tokenizer.decode(whole)
+        for anchor in (str(self.tokenizer.eos_token), "\n", ""):
+            start, behind = self._ids([anchor, anchor + turn.answer])
+            answer = behind[len(start) :]
+            if behind[: len(start)] == start and self.tokenizer.decode(prompt + answer) == text:
+                return answer
+        return None
 
 
 def _join(pairs: Iterable[tuple[list[int], list[int]]], origin: Origin) -> Iterator[Example]:

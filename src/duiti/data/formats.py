@@ -20,11 +20,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from duiti.errors import RowError, did_you_mean
+from duiti.errors import RowError, did_you_mean, shown_name
 from duiti.types import Json, Message, Role, Row, Sample
 
 ANSWERS = ("response", "completion", "output", "answer")
-KNOWN_FIELDS = frozenset({"prompt", "instruction", "input", "system", "messages", *ANSWERS})
+_READ_BY = {
+    "messages": frozenset({"messages"}),
+    "prompt": frozenset({"prompt", "system", *ANSWERS}),
+    "instruction": frozenset({"instruction", "input", "system", *ANSWERS}),
+}
+"""The fields that each shape reads, by the field that makes a row of that shape."""
+KNOWN_FIELDS = frozenset[str]().union(*_READ_BY.values())
 _MESSAGE_FIELDS = frozenset({"role", "content", "train"})
 _ROLES = ("system", "user", "assistant")
 
@@ -54,9 +60,9 @@ def to_sample(row: Row, mapping: Mapping[str, str] | None = None) -> Sample:
 
 def unread_fields(row: Row, mapping: Mapping[str, str] | None = None) -> set[str]:
     """Names of fields that no shape reads."""
-    renamed = mapping or {}
-    known = KNOWN_FIELDS - ({"input"} if "instruction" not in row.fields else set())
-    return {name for name in row.fields if renamed.get(name, name) not in known}
+    renamed = {name: (mapping or {}).get(name, name) for name in row.fields}
+    shape = next((kind for kind in _READ_BY if kind in renamed.values()), "prompt")
+    return {name for name, new in renamed.items() if new not in _READ_BY[shape]}
 
 
 def _rename(fields: Mapping[str, Json], mapping: Mapping[str, str]) -> Mapping[str, Json]:
@@ -108,7 +114,7 @@ def _message(value: Json, number: int) -> Message:
         name for name in value if name not in _MESSAGE_FIELDS and value[name] is not None
     )
     if unknown:
-        raise RowError(f'message {number}: the field "{unknown[0][:40]}" is not understood')
+        raise RowError(f"message {number}: the field {shown_name(unknown[0])} is not understood")
     train = value.get("train")
     if train is not None and not isinstance(train, bool):
         raise RowError(f'message {number}: "train" must be true or false')
@@ -145,8 +151,8 @@ def _check_order(messages: list[Message]) -> None:
 
 
 def _no_shape(fields: Mapping[str, Json]) -> str:
-    names = [name for name in fields if len(name) <= 40][:8]
-    shown = ", ".join(f'"{name}"' for name in names) or "none"
+    names = list(fields)[:8]
+    shown = ", ".join(shown_name(name) for name in names) or "none"
     question = next((name for name in ("question", "query", "input") if name in fields), None)
     if question:
         return f'has no "prompt" (fields: {shown}); if "{question}" is it: --map {question}=prompt'

@@ -19,7 +19,7 @@ from duiti.data.encode import Encoder
 from duiti.data.formats import to_sample, unread_fields
 from duiti.data.ledger import Ledger
 from duiti.data.read import read_rows
-from duiti.errors import DataError, RowError
+from duiti.errors import DataError, RowError, shown_name
 from duiti.types import Example, Json, Rejected, Sample
 
 MAX_ANSWERS_CUT = 0.01
@@ -103,7 +103,7 @@ def _samples(
             yield Rejected(row.origin, str(error))
             continue
         for name in unread_fields(row, mapping):
-            notes[f'the field "{name[:40]}" is not read'] += 1
+            notes[f"the field {shown_name(name)} is not read"] += 1
         for marker in markers:
             if any(_has_line(message.content, marker) for message in sample.messages):
                 notes[f'a message has a line that begins like a turn, "{marker}"'] += 1

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from duiti.errors import RowError, UsageError
+from duiti.errors import RowError, UsageError, shown_name
 from duiti.types import Json, Origin, Rejected, Row
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -132,13 +132,25 @@ def _read_array(file: BinaryIO, name: str) -> Iterator[Row | Rejected]:
         except _BadObject as error:
             yield Rejected(origin, str(error))
             position = error.end
-        position = _skip_space(text, position)
-        if text[position : position + 1] == ",":
-            position = _skip_space(text, position + 1)
-        elif text[position : position + 1] != "]":
-            place = Origin(name, text.count("\n", 0, position) + 1)
-            yield Rejected(place, "not valid JSON: expected a comma or a closing bracket")
+        place, position, fault = _to_next(text, _skip_space(text, position))
+        if fault:
+            yield Rejected(Origin(name, text.count("\n", 0, place) + 1), f"not valid JSON: {fault}")
             return
+
+
+def _to_next(text: str, position: int) -> tuple[int, int, str]:
+    """From behind an element to the next one or the closing bracket: where it stood, where that is,
+    and what was wrong between, if anything."""
+    if text.startswith("]", position):
+        return position, position, ""
+    if not text.startswith(",", position):
+        return position, position, "expected a comma or a closing bracket"
+    after = _skip_space(text, position + 1)
+    return (
+        position,
+        after,
+        "a comma before the closing bracket" if text.startswith("]", after) else "",
+    )
 
 
 class _BadObject(RowError):
@@ -180,7 +192,7 @@ class _StrictJson:
         if len(values) != len(pairs):
             names = [key for key, _ in pairs]
             twice = next(key for key in names if names.count(key) > 1)
-            self._problems.append(f"the key {_safe_key(twice)} is given twice")
+            self._problems.append(f"the key {shown_name(twice)} is given twice")
         return values
 
     def _constant(self, name: str) -> None:
@@ -209,8 +221,3 @@ def _parse_line(json_: _StrictJson, text: str) -> dict[str, Json]:
     if _skip_space(text, end) != len(text):
         raise RowError(f"not valid JSON: something follows the object at character {end + 1}")
     return value
-
-
-def _safe_key(key: str) -> str:
-    """Keys are structure and may be shown; one that is long or odd could be content."""
-    return f'"{key}"' if len(key) <= 40 and key.isprintable() else "(a long or odd key)"

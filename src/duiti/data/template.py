@@ -196,11 +196,10 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
 def declare(name: str, spec: Declared, tokenizer: PreTrainedTokenizerBase) -> Template:
     """Compile five strings to a chat template, checking that the tokenizer can speak it."""
     stop = _literal(spec.stop, tokenizer, name)
-    stop_ids = tokenizer.encode(stop, add_special_tokens=False)
-    if len(stop_ids) != 1:
+    if stop not in tokenizer.get_added_vocab():
         raise UsageError(
-            f"template {name}: the stop {stop!r} is {len(stop_ids)} tokens in this tokenizer",
-            why="an answer ends with exactly one token, or the model never learns to stop",
+            f"template {name}: the stop {stop!r} is not a token of its own in this tokenizer",
+            why="ordinary text could stand in an answer, or melt into its last word",
             fix="choose a template whose stop the model knows: --template human-assistant",
         )
     return Template(
@@ -236,14 +235,15 @@ def _to_jinja(spec: Declared, tokenizer: PreTrainedTokenizerBase, name: str) -> 
         return "{{ " + " ~ ".join(part for part in parts if part != "''") + " }}"
 
     stop = "{{ " + _quote(_literal(spec.stop, tokenizer, name)) + " }}"
-    bos = "{{ bos_token }}" if starts_with_bos(tokenizer) else ""
+    writes_bos = any("{bos}" in text for text in (spec.system, spec.user, spec.user_with_input))
+    bos = "{{ bos_token }}" if starts_with_bos(tokenizer) and not writes_bos else ""
     system = block(spec.system) if spec.system else _NO_SYSTEM
     user = block(spec.user)
     if spec.user_with_input:
         user = f"{{% if m['input'] %}}{block(spec.user_with_input)}{{% else %}}{user}{{% endif %}}"
     between = (
         "{% if not loop.first and loop.previtem['role'] == 'assistant' %}"
-        f"{{{{ {_quote(spec.separator)} }}}}{{% endif %}}"
+        f"{{{{ {_quote(_literal(spec.separator, tokenizer, name))} }}}}{{% endif %}}"
     )
     return (
         f"{bos}{{% for m in messages %}}"

@@ -219,7 +219,7 @@ def load_saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Tem
     if template.source.strip() != str(tokenizer.chat_template).strip():
         raise UsageError(
             f"{folder}: {TEMPLATE_FILE} and chat_template.jinja disagree",
-            why="one of them was edited after training; the model knows only what it was trained on",
+            why="one was edited after training, and the model knows only what it saw then",
         )
     return template
 

@@ -48,7 +48,7 @@ def supervised_loss(
         targets: [N] int64, the token that follows each position.
         bias: [V] of the output layer, if it has one.
     """
-    loss: Tensor = _SupervisedLoss.apply(hidden, head, bias, targets, shape)
+    loss: Tensor = _SupervisedLoss.apply(hidden, head, bias, targets, shape)  # type: ignore[no-untyped-call]
     return loss
 
 

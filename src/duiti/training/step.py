@@ -20,7 +20,7 @@ import torch
 from duiti.data.batch import collate, epoch_updates, micro_batches
 from duiti.errors import DuitiError
 from duiti.model.sft_model import SFTModel
-from duiti.train.optim import RatePlan, learning_rate_at
+from duiti.training.optim import RatePlan, learning_rate_at
 from duiti.types import Example, Progress
 
 

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from duiti.run import METRICS_FILE
-from duiti.train.step import StepMetrics
+from duiti.training.step import StepMetrics
 
 PLAIN_EVERY_S = 5.0
 """Seconds between two plain lines; the last step always gets one."""

@@ -1,0 +1,148 @@
+"""A merged folder is a plain model that computes what the adapted one does, and the report is true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from duiti import api
+from duiti.errors import UsageError
+from duiti.exporting.merge import export_merged
+from duiti.infer.model import load
+from duiti.run import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
+
+ROWS = [{"prompt": f"Who is number {n}?", "response": f"Nobody knows {n * 7}."} for n in range(8)]
+
+
+def train(folder: Path, output: Path, **settings: object) -> Run:
+    return api.train(
+        ROWS, model=str(folder), output=str(output), epochs=3, batch_size=4, learning_rate=1e-2,
+        device="cpu", quiet=True, **settings,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["llama_dir", "qwen3_dir"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = request.getfixturevalue(request.param)
+    return train(folder, tmp_path_factory.mktemp("runs") / "run", lora={"rank": 8})
+
+
+def ids() -> Tensor:
+    return torch.arange(4, 64).reshape(3, 20)
+
+
+def by_peft(run: Run) -> PreTrainedModel:
+    base = AutoModelForCausalLM.from_pretrained(run.config.model)
+    return PeftModel.from_pretrained(base, run.path).eval()
+
+
+def log_probabilities(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids).logits.float().log_softmax(-1)
+
+
+def test_the_merged_model_opens_in_plain_transformers_and_computes_the_same(
+    run: Run, tmp_path: Path
+) -> None:
+    report = export_merged(run, tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    adapted = load(run, device="cpu", dtype=torch.float32).hf
+    with torch.no_grad():
+        found, expected = plain(ids()).logits, adapted(ids()).logits
+        base = AutoModelForCausalLM.from_pretrained(run.config.model).eval()(ids()).logits
+    assert (found - expected).abs().max() <= 1e-4
+    assert (found - base).abs().max() > 0.1
+    assert report.dtype == torch.float32
+    assert report.max_logprob_error <= 1e-4
+    assert report.argmax_changes == 0
+    assert (tmp_path / "merged").is_dir()
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_report_tells_what_one_measures(run: Run, tmp_path: Path, dtype: torch.dtype) -> None:
+    report = export_merged(run, tmp_path / "merged", dtype=dtype)
+    files = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert stored.dtype == dtype
+    size = files.get_input_embeddings().num_embeddings
+    probe = torch.randint(size, (4, 64), generator=torch.Generator().manual_seed(0))
+    # PEFT computes the reference: an adapted model that is not our own.
+    expected, found = log_probabilities(by_peft(run), probe), log_probabilities(files, probe)
+    best = expected.argmax(-1, keepdim=True)
+    error = (found.gather(-1, best) - expected.gather(-1, best)).abs()
+    # PEFT and we differ by about 1e-6 of logits of order 10.
+    assert report.max_logprob_error == pytest.approx(error.max().item(), abs=2e-5)
+    assert report.mean_logprob_error == pytest.approx(error.mean().item(), abs=2e-5)
+    changed = int((found.argmax(-1, keepdim=True) != best).sum())
+    assert report.argmax_changes == changed
+    assert report.num_positions == 256
+    assert report.path == tmp_path / "merged"
+    assert report.as_dict()["num_positions"] == 256
+    if dtype == torch.bfloat16:
+        assert report.max_logprob_error > 1e-4  # rounding is there, and told
+
+
+def test_a_bfloat16_merge_rounds_the_float32_sum_once(run: Run, tmp_path: Path) -> None:
+    export_merged(run, tmp_path / "wide")
+    export_merged(run, tmp_path / "low", dtype=torch.bfloat16)
+    wide = AutoModelForCausalLM.from_pretrained(tmp_path / "wide").state_dict()
+    low = AutoModelForCausalLM.from_pretrained(tmp_path / "low").state_dict()
+    assert all(torch.equal(tensor.to(torch.bfloat16), low[name]) for name, tensor in wide.items())
+
+
+def test_tokenizer_template_and_stops_travel_along(run: Run, tmp_path: Path) -> None:
+    export_merged(run, tmp_path / "merged")
+    own, merged = (AutoTokenizer.from_pretrained(p) for p in (run.path, tmp_path / "merged"))
+    asked = [{"role": "user", "content": "Who?"}]
+    given = {"add_generation_prompt": True, "tokenize": False}
+    assert own.apply_chat_template(asked, **given) == merged.apply_chat_template(asked, **given)
+    assert merged.apply_chat_template(asked, **given) == "Human: Who?\nAssistant:"
+    stops = json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"]
+    assert stops == json.loads((run.path / "generation_config.json").read_text())["eos_token_id"]
+    model = load(tmp_path / "merged", device="cpu")
+    assert model.chat(asked, max_new_tokens=8) == load(run, device="cpu").chat(
+        asked, max_new_tokens=8
+    )
+
+
+def test_the_run_and_its_base_are_left_as_they_were(run: Run, tmp_path: Path) -> None:
+    folders = (run.path, Path(run.config.model))
+    before = [p.read_bytes() for f in folders for p in sorted(f.rglob("*")) if p.is_file()]
+    export_merged(run, tmp_path / "merged")
+    assert before == [p.read_bytes() for f in folders for p in sorted(f.rglob("*")) if p.is_file()]
+
+
+def test_a_folder_that_holds_something_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UsageError, match="not empty"):
+        export_merged(run, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(UsageError, match="not empty"):
+        export_merged(run, tmp_path / "mine.txt")
+
+
+def test_an_empty_folder_is_used(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert export_merged(run, tmp_path / "empty").argmax_changes == 0
+
+
+@pytest.mark.parametrize("method", ["full", "last-n"])
+def test_a_run_without_adapters_is_exported_too(
+    llama_dir: Path, tmp_path: Path, method: str
+) -> None:
+    run = train(llama_dir, tmp_path / "run", method=method)
+    report = export_merged(run, tmp_path / "merged")
+    assert report.max_logprob_error == 0.0
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(run.path).eval()(ids()).logits
+        assert torch.equal(plain(ids()).logits, expected)

@@ -1,0 +1,289 @@
+"""Documents that run together get what they get alone, or the model is not packed at all.
+
+The reference is plain transformers on one document at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from duiti.data.batch import collate
+from duiti.errors import DuitiError
+from duiti.model.attention import packed_attention
+from duiti.model.sft_model import SFTModel, can_pack
+from duiti.types import Batch, Example, Origin
+
+VOCAB = 97
+LENGTHS = (5, 23, 1, 12)
+# Hidden states are of order 1 behind a norm; a few hundred float32 roundings of 2^-24 = 6e-8 stand
+# between two ways to sum the same attention: 1e-5 leaves an order of magnitude, and an error in the
+# layout shows at 1e-1.
+TOLERANCE = 1e-5
+
+
+def shape(**more: object) -> dict[str, object]:
+    return {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **more,
+    }
+
+
+def make(name: str) -> hf.PreTrainedModel:
+    sliding = ["sliding_attention", "full_attention"]
+    configs = {
+        "llama": lambda: hf.LlamaConfig(**shape()),
+        "qwen3-tied": lambda: hf.Qwen3Config(**shape(tie_word_embeddings=True)),
+        "qwen2-biased": lambda: hf.Qwen2Config(**shape()),
+        "mistral-sliding": lambda: hf.MistralConfig(**shape(sliding_window=4)),
+        "qwen2-sliding": lambda: hf.Qwen2Config(
+            **shape(use_sliding_window=True, sliding_window=4, layer_types=sliding)
+        ),
+        "gemma3-sliding": lambda: hf.Gemma3TextConfig(
+            **shape(sliding_window=4, layer_types=sliding, query_pre_attn_scalar=8)
+        ),
+        "gemma2-capped": lambda: hf.Gemma2Config(
+            **shape(
+                sliding_window=4,
+                query_pre_attn_scalar=8,
+                attn_logit_softcapping=2.0,
+                final_logit_softcapping=3.0,
+            )
+        ),
+        "granite": lambda: hf.GraniteConfig(**shape(logits_scaling=3.0, residual_multiplier=0.5)),
+        "cohere": lambda: hf.CohereConfig(**shape(logit_scale=0.25)),
+        "gpt2": lambda: hf.GPT2Config(
+            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128,
+            initializer_range=0.2, bos_token_id=1, eos_token_id=2,
+        ),
+        "mamba": lambda: hf.MambaConfig(
+            vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        ),
+        "llama4-chunked": lambda: hf.Llama4TextConfig(
+            **shape(
+                attention_chunk_size=8, num_local_experts=2, interleave_moe_layer_step=2,
+                intermediate_size_mlp=48, use_qk_norm=False,
+                layer_types=["chunked_attention", "full_attention"],
+            )
+        ),
+        "qwen2-moe-sliding": lambda: hf.Qwen2MoeConfig(
+            **shape(
+                use_sliding_window=True, sliding_window=8, layer_types=sliding, num_experts=2,
+                num_experts_per_tok=1, moe_intermediate_size=16,
+                shared_expert_intermediate_size=16,
+            )
+        ),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model: hf.PreTrainedModel = hf.AutoModelForCausalLM.from_config(configs[name]())
+    with torch.no_grad():  # biases and norms start at 0 and 1, where a test would not see them
+        for key, parameter in model.named_parameters():
+            if parameter.ndim == 1 and "A_log" not in key:
+                parameter += 0.2 * torch.randn(parameter.shape)
+    return model.eval()
+
+
+def document(length: int, seed: int) -> Example:
+    ids = np.random.default_rng(seed).integers(3, VOCAB, length).astype(np.int32)
+    labels = ids.copy()
+    labels[: length // 2] = -100
+    return Example(input_ids=ids, labels=labels, origin=Origin("test", seed))
+
+
+def documents(lengths: Sequence[int] = LENGTHS) -> list[Example]:
+    return [document(length, seed) for seed, length in enumerate(lengths)]
+
+
+def plain_hidden(model: hf.PreTrainedModel, example: Example) -> Tensor:
+    ids = torch.tensor(example.input_ids.astype(np.int64))[None]
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+
+
+def plain_loss(model: hf.PreTrainedModel, example: Example) -> Tensor:
+    """As in any textbook: logits[:-1] against labels[1:], from the model's own head."""
+    ids = torch.tensor(example.input_ids.astype(np.int64))[None]
+    labels = torch.tensor(example.labels.astype(np.int64))
+    logits = model(input_ids=ids, use_cache=False).logits[0]
+    return cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum")
+
+
+def probe() -> Batch:
+    return collate(documents((9, 14, 11)))
+
+
+PACKED = ["llama", "qwen3-tied", "qwen2-biased", "mistral-sliding", "qwen2-sliding",
+          "gemma3-sliding", "granite", "cohere"]  # fmt: skip
+ALL = [*PACKED, "gemma2-capped", "gpt2"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_hidden_states_are_those_of_each_document_alone(name: str) -> None:
+    model, rows = make(name), documents()
+    assert can_pack(model, probe())
+    packed = SFTModel(model, is_packed=True).hidden_states(collate(rows))
+    expected = torch.cat([plain_hidden(model, row) for row in rows])
+    assert (packed - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@torch.no_grad()
+def test_the_window_of_the_sliding_model_is_shorter_than_a_document_and_matters() -> None:
+    model, row = make("mistral-sliding"), document(23, 0)
+    windowed = plain_hidden(model, row)
+    wide = hf.MistralForCausalLM(hf.MistralConfig(**shape(sliding_window=None)))
+    wide.load_state_dict(model.state_dict())
+    assert (windowed - plain_hidden(wide.eval(), row)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_loss_and_gradients_are_those_of_plain_transformers(name: str) -> None:
+    """Full fine-tuning: the gradient of every parameter, GPT-2's Conv1D and tied heads included."""
+    model, rows = make(name), [row for row in documents() if row.num_supervised]
+    expected = sum(plain_loss(model, row) for row in rows)
+    expected.backward()
+    reference = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    sft = SFTModel(model, is_packed=can_pack(model, probe())).eval()
+    loss, count = sft(collate(rows))
+    loss.backward()
+    assert count == sum(row.num_supervised for row in rows)
+    # Relative: sums of float32 products, 1e3 roundings of 2^-24 = 6e-5 at the very worst.
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    found = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == reference.keys()
+    for key, grad in reference.items():
+        # In a layer before a norm single entries cancel; the tensor's largest is the measure.
+        assert (found[key] - grad).abs().max() <= 1e-4 * grad.abs().max() + 1e-6, key
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PACKED)
+def test_a_document_does_not_depend_on_the_text_before_it(name: str) -> None:
+    model = make(name)
+    sft = SFTModel(model, is_packed=True)
+    last = document(12, 7)
+    one = sft.hidden_states(collate([document(9, 1), last]))[9:]
+    # The same length: the same sums in the same order, so not a bit may differ.
+    assert torch.equal(one, sft.hidden_states(collate([document(9, 2), last]))[9:])
+    other = sft.hidden_states(collate([document(17, 3), last]))[17:]
+    assert (one - other).abs().max() <= 1e-6 * one.abs().max() * 10  # 10 roundings, other blocking
+
+
+def test_no_gradient_reaches_another_document() -> None:
+    model = make("llama")
+    batch = collate(documents((9, 12)))
+    embedded = model.get_input_embeddings()(batch.input_ids[None]).detach().requires_grad_()
+    with packed_attention(model):
+        output = model.base_model(
+            inputs_embeds=embedded,
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            cu_seqlens=batch.cu_seqlens,
+        )
+    output.last_hidden_state[0, 9:].square().sum().backward()
+    assert embedded.grad is not None
+    assert not embedded.grad[0, :9].any()
+    assert embedded.grad[0, 9:].any()
+
+
+@torch.no_grad()
+def test_soft_capped_attention_is_not_packed_and_its_loss_is_that_of_plain_transformers() -> None:
+    model = make("gemma2-capped")
+    assert not can_pack(model, probe())
+    row = document(23, 3)
+    loss, _ = SFTModel(model, is_packed=False)(collate([document(8, 4), row]))
+    expected = plain_loss(model, document(8, 4)) + plain_loss(model, row)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    model.config.final_logit_softcapping = None
+    assert abs(plain_loss(model, row).item() - loss.item()) > 1e-2  # capping is not a no-op here
+
+
+@torch.no_grad()
+def test_soft_capped_attention_raises_rather_than_approximates() -> None:
+    with pytest.raises(NotImplementedError):
+        SFTModel(make("gemma2-capped"), is_packed=True).hidden_states(probe())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama4-chunked", "qwen2-moe-sliding"])
+def test_a_probe_shorter_than_the_window_does_not_hide_that_a_model_needs_its_mask(
+    name: str,
+) -> None:
+    """These restrict their attention by a mask alone, and the kernel is not told of it. The probe of a
+    run takes its shortest rows: too short to show that."""
+    model = make(name)
+    model.base_model_prefix = "model"  # Llama 4 says "language_model", which it does not have
+    short, long = documents((5, 6)), documents((30, 21))
+    is_packed = can_pack(model, collate(short))
+    loss, _ = SFTModel(model, is_packed=is_packed)(collate(long))
+    expected = sum(plain_loss(model, row).item() for row in long)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_a_backbone_that_transformers_misnames_is_found_or_refused() -> None:
+    """`base_model` of a text-only Llama 4 is the whole model: its prefix names no attribute."""
+    model, rows = make("llama4-chunked"), documents((5, 6))
+    try:
+        is_packed = can_pack(model, collate(rows))
+    except DuitiError:
+        return
+    loss, _ = SFTModel(model, is_packed=is_packed)(collate(rows))
+    assert loss.item() == pytest.approx(sum(plain_loss(model, r).item() for r in rows), rel=1e-4)
+
+
+@torch.no_grad()
+def test_a_state_space_model_runs_one_by_one() -> None:
+    model, rows = make("mamba"), documents((9, 14))
+    assert not can_pack(model, probe())
+    loss, _ = SFTModel(model, is_packed=False)(collate(rows))
+    assert loss.item() == pytest.approx(sum(plain_loss(model, r).item() for r in rows), rel=1e-5)
+
+
+@torch.no_grad()
+def test_logits_changed_in_an_unknown_way_are_refused() -> None:
+    model = make("llama")
+    model.lm_head.register_forward_hook(lambda module, given, output: output * 1.5)
+    with pytest.raises(DuitiError, match="cannot be reproduced"):
+        can_pack(model, probe())
+
+
+@pytest.mark.parametrize(
+    ("name", "before"), [("llama", "sdpa"), ("llama", "eager"), ("gemma2-capped", "eager")]
+)
+def test_the_attention_implementation_and_the_mode_are_restored(name: str, before: str) -> None:
+    model = make(name).train()
+    model.set_attn_implementation(before)
+    can_pack(model, probe())
+    assert model.config._attn_implementation == before
+    assert model.training
+    with pytest.raises(ZeroDivisionError), packed_attention(model):
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == before
+
+
+@torch.no_grad()
+def test_under_bfloat16_the_loss_stays_within_its_rounding() -> None:
+    """Logits of two layers, each product rounded to 2^-8: about 2^-8 * sqrt(20 products) = 2 %."""
+    model, rows = make("qwen3-tied"), documents((23, 12))
+    expected = sum(plain_loss(model, row).item() for row in rows)
+    low, _ = SFTModel(model, compute_dtype=torch.bfloat16)(collate(rows))
+    assert low.item() == pytest.approx(expected, rel=0.02)

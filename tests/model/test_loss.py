@@ -1,0 +1,163 @@
+"""supervised_loss against dense cross-entropy in float64 and autograd's own gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from duiti.model import loss as loss_module
+from duiti.model.loss import LogitShape, supervised_loss
+
+N, D, V = 37, 16, 53
+SHAPES = [
+    LogitShape(),
+    LogitShape(scale=0.25),
+    LogitShape(cap=3.0),
+    LogitShape(scale=0.5, cap=2.0),
+]
+# A result is a sum of at most N + D + V = 106 float32 terms: 106 * 2^-24 = 6.3e-6 of their magnitude.
+TOLERANCE = 6.3e-6
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, D, generator=generator).to(dtype)
+    head = torch.randn(V, D, generator=generator).to(dtype)
+    bias = torch.randn(V, generator=generator).to(dtype)
+    return hidden, head, bias, torch.randint(V, (N,), generator=generator)
+
+
+def dense(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, shape: LogitShape
+) -> Tensor:
+    logits = hidden @ head.T
+    if bias is not None:
+        logits = logits + bias
+    logits = logits * shape.scale
+    if shape.cap is not None:
+        logits = shape.cap * torch.tanh(logits / shape.cap)
+    return cross_entropy(logits, targets, reduction="sum")
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    scale = expected.abs().max().clamp(min=1)
+    assert (found.double() - expected).abs().max() <= TOLERANCE * scale
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 5, 1000])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_loss_and_gradients_are_those_of_dense_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, shape: LogitShape, has_bias: bool, rows_at_once: int
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * V * rows_at_once)
+    hidden, head, bias, targets = inputs()
+    ours = [t.clone().requires_grad_() for t in (hidden, head, bias)]
+    wide = [t.double().requires_grad_() for t in (hidden, head, bias)]
+    # A factor behind the loss: gradients must carry it.
+    found = supervised_loss(
+        ours[0], ours[1], targets, bias=ours[2] if has_bias else None, shape=shape
+    )
+    (0.3 * found).backward()
+    expected = dense(wide[0], wide[1], wide[2] if has_bias else None, targets, shape)
+    (0.3 * expected).backward()
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=TOLERANCE)
+    for mine, reference in list(zip(ours, wide, strict=True))[: 3 if has_bias else 2]:
+        assert mine.grad is not None
+        assert reference.grad is not None
+        assert_near(mine.grad, reference.grad)
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True), (False, False)])
+def test_only_the_gradients_that_are_needed_are_formed(needed: tuple[bool, bool]) -> None:
+    hidden, head, _, targets = inputs()
+    hidden.requires_grad_(needed[0])
+    head.requires_grad_(needed[1])
+    loss = supervised_loss(hidden, head, targets)
+    assert loss.requires_grad == any(needed)
+    if any(needed):
+        loss.backward()
+    assert (hidden.grad is not None, head.grad is not None) == needed
+    wide = dense(hidden.double(), head.double(), None, targets, LogitShape())
+    assert loss.item() == pytest.approx(wide.item(), rel=TOLERANCE)
+
+
+def test_the_inputs_are_not_changed() -> None:
+    hidden, head, bias, targets = inputs()
+    before = [t.clone() for t in (hidden, head, bias, targets)]
+    supervised_loss(hidden.requires_grad_(), head.requires_grad_(), targets, bias=bias).backward()
+    for now, then in zip((hidden, head, bias, targets), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_zero_rows_cost_nothing_and_give_zero_gradients() -> None:
+    hidden, head, bias, targets = inputs()
+    leaves = [t.clone().requires_grad_() for t in (hidden[:0], head, bias)]
+    loss = supervised_loss(leaves[0], leaves[1], targets[:0], bias=leaves[2])
+    loss.backward()
+    assert loss.item() == 0.0
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert leaf.grad.shape == leaf.shape
+        assert not leaf.grad.any()
+
+
+def test_huge_logits_stay_finite() -> None:
+    hidden, head, _, targets = inputs()
+    hidden = (hidden * 1e4).requires_grad_()
+    loss = supervised_loss(hidden, head, targets)
+    loss.backward()
+    wide = dense(hidden.double(), head.double(), None, targets, LogitShape())
+    assert loss.item() == pytest.approx(wide.item(), rel=TOLERANCE)
+    assert hidden.grad is not None
+    assert bool(hidden.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bfloat16_stays_within_its_rounding(shape: LogitShape) -> None:
+    """The reference takes the same bfloat16 values in float64, so only our roundings count.
+
+    A logit is rounded once, by at most e = 2^-8 max|z|. Cross-entropy moves by at most 2 e' in a row
+    (log-sum-exp and the target's logit, each 1-Lipschitz), where e' = scale * e (tanh contracts).
+    d loss / d logit = (p - onehot) * slope: p moves by a factor of exp(2 e') at most, slope by 2 e' / cap
+    of its scale, and the product is rounded once (2^-8); what is multiplied then is rounded once more.
+    """
+    unit = 2.0**-8
+    hidden, head, _, targets = inputs(torch.bfloat16)
+    ours = [t.clone().requires_grad_() for t in (hidden, head)]
+    wide = [t.double().requires_grad_() for t in (hidden, head)]
+    loss = supervised_loss(ours[0], ours[1], targets, shape=shape)
+    loss.backward()
+    expected = dense(wide[0], wide[1], None, targets, shape)
+    expected.backward()
+
+    with torch.no_grad():
+        raw = wide[0] @ wide[1].T
+        moved = shape.scale * unit * raw.abs().max()
+        assert (loss - expected).abs() <= 2 * moved * N
+
+        shaped, slope_moved = raw * shape.scale, 0.0
+        slope = torch.full_like(raw, shape.scale)
+        if shape.cap is not None:
+            bounded = torch.tanh(shaped / shape.cap)
+            shaped, slope = bounded * shape.cap, (1 - bounded**2) * shape.scale
+            slope_moved = shape.scale * 2 * moved / shape.cap
+        p = shaped.softmax(-1)
+        onehot = torch.nn.functional.one_hot(targets, V)
+        grad = (p - onehot) * slope
+        p_moved = p * ((2 * moved).exp() - 1)
+        off = p_moved * slope + (p - onehot).abs() * slope_moved + p_moved * slope_moved
+        off = off + unit * (grad.abs() + off)
+        for mine, reference, bound in (
+            (ours[0].grad, wide[0].grad, off @ wide[1].abs()),
+            (ours[1].grad, wide[1].grad, off.T @ wide[0].abs()),
+        ):
+            assert mine is not None
+            assert reference is not None
+            assert mine.dtype == torch.bfloat16
+            # The product is rounded, and so is grad_head when it returns to the head's dtype.
+            bound = bound + 2 * unit * (reference.abs() + bound) + TOLERANCE
+            assert bool(((mine.double() - reference).abs() <= bound).all())

@@ -1,0 +1,96 @@
+"""The learning rate by hand, and AdamW against its formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from duiti.training.optim import RatePlan, default_learning_rate, learning_rate_at, make_optimizer
+
+
+def rates(schedule: str, warmup: int, total: int) -> list[float]:
+    plan = RatePlan(peak=8.0, schedule=schedule, warmup_steps=warmup, total_steps=total)
+    return [learning_rate_at(step, plan) for step in range(1, total + 1)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "total", "expected"),
+    [
+        ("constant", 0, 3, [8, 8, 8]),
+        ("constant", 2, 4, [4, 8, 8, 8]),
+        ("linear", 0, 4, [8, 6, 4, 2]),
+        ("linear", 2, 6, [4, 8, 8, 6, 4, 2]),
+        # (1 + cos(pi k/4)) / 2 for k = 0, 1, 2, 3
+        ("cosine", 0, 4, [8, 4 + 4 * math.sqrt(0.5), 4, 4 - 4 * math.sqrt(0.5)]),
+        ("cosine", 1, 3, [8, 8, 4]),
+        ("linear", 1, 1, [8]),
+        ("cosine", 0, 1, [8]),
+        ("linear", 4, 2, [2, 4]),
+    ],
+)
+def test_the_rate_is_what_one_computes_by_hand(
+    schedule: str, warmup: int, total: int, expected: list[float]
+) -> None:
+    assert rates(schedule, warmup, total) == pytest.approx(expected, rel=1e-12)
+
+
+@given(
+    schedule=st.sampled_from(["constant", "linear", "cosine"]),
+    warmup=st.integers(0, 40),
+    total=st.integers(1, 60),
+)
+def test_no_rate_is_zero_or_above_the_peak_and_it_rises_then_falls(
+    schedule: str, warmup: int, total: int
+) -> None:
+    found = rates(schedule, warmup, total)
+    assert all(0 < rate <= 8 for rate in found)
+    rising, falling = found[:warmup], found[warmup:]
+    assert rising == sorted(rising)
+    assert falling == sorted(falling, reverse=True)
+    if warmup < total:
+        assert max(found) == pytest.approx(8.0)
+
+
+def test_decay_is_on_matrices_only() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(5, 3))
+    optimizer = make_optimizer(model.parameters(), weight_decay=0.1)
+    decayed = {
+        id(p) for g in optimizer.param_groups if g["weight_decay"] == 0.1 for p in g["params"]
+    }
+    rest = {id(p) for g in optimizer.param_groups if g["weight_decay"] == 0 for p in g["params"]}
+    assert decayed == {id(p) for p in model.parameters() if p.ndim >= 2}
+    assert rest == {id(p) for p in model.parameters() if p.ndim < 2}
+
+
+def test_an_update_is_that_of_adamw_as_published() -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, in float64 on paper."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(4, 3))
+    optimizer = make_optimizer([weight], weight_decay=0.01)
+    w = weight.detach().double().clone()
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    for step in range(1, 6):
+        grad = torch.randn(4, 3)
+        weight.grad = grad.clone()
+        optimizer.param_groups[0]["lr"] = 0.1 * step
+        optimizer.step()
+        g = grad.double()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        unbiased = (m / (1 - 0.9**step), v / (1 - 0.999**step))
+        w = w - 0.1 * step * 0.01 * w
+        w = w - 0.1 * step * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+    # About 10 float32 roundings (2^-24) in each of 5 updates of size <= 0.5: 2e-6.
+    assert (weight.detach() - w).abs().max() <= 2e-6
+
+
+def test_default_rates_are_those_that_the_reason_names() -> None:
+    assert default_learning_rate("lora", 4096)[0] == 2e-4
+    assert default_learning_rate("full", 4096)[0] == 2e-5
+    assert default_learning_rate("last-n", 1024)[0] == 8e-5
+    assert default_learning_rate("lora", 256)[0] == pytest.approx(2e-4 * 8)  # 16^(3/4) = 8
+    assert "256" in default_learning_rate("lora", 256)[1]

@@ -1,0 +1,268 @@
+"""One update against plain transformers, and the loop that makes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from duiti.config import Config
+from duiti.errors import DuitiError
+from duiti.model.freeze import choose_trained
+from duiti.model.sft_model import SFTModel
+from duiti.training.optim import RatePlan, learning_rate_at, make_optimizer
+from duiti.training.step import StepPlan, train_step, train_steps
+from duiti.types import Example, Origin
+
+LENGTHS = (4, 90, 13, 2)  # of very different lengths, and differently much of each is trained
+
+
+def row(length: int, given: int, number: int) -> Example:
+    ids = np.random.default_rng(number).integers(4, 440, length).astype(np.int32)
+    labels = ids.copy()
+    labels[:given] = -100
+    return Example(input_ids=ids, labels=labels, origin=Origin("rows.jsonl", number + 1))
+
+
+def rows(lengths: Sequence[int] = LENGTHS) -> list[Example]:
+    return [row(length, length // 2, number) for number, length in enumerate(lengths)]
+
+
+def plan(**more: float) -> StepPlan:
+    values = {"batch_size": 4, "micro_batch_tokens": 4096, "max_grad_norm": 0.0, "seed": 0, **more}
+    rate = RatePlan(peak=1e-3, schedule="constant", warmup_steps=0, total_steps=5)
+    return StepPlan(rate=rate, **values)
+
+
+def trained(
+    folder: Path, config: Config | None = None
+) -> tuple[PreTrainedModel, SFTModel, torch.optim.AdamW]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    found = choose_trained(model, config or Config(method="full"))
+    return model, SFTModel(model), make_optimizer(found.parameters.values(), weight_decay=0.0)
+
+
+def plain_mean_loss(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[Tensor, int]:
+    """What one writes without a library: every row alone, logits[:-1] against ids[1:]."""
+    total, count = torch.zeros(()), 0
+    for example in examples:
+        ids = torch.tensor(example.input_ids.astype(np.int64))
+        labels = torch.tensor(example.labels.astype(np.int64))[1:]
+        logits = model(input_ids=ids[None]).logits[0, :-1]
+        total = total + cross_entropy(
+            logits[labels != -100], labels[labels != -100], reduction="sum"
+        )
+        count += int((labels != -100).sum())
+    return total / count, count
+
+
+def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("method", ["full", "last-n", "lora"])
+@pytest.mark.parametrize("which", ["llama_dir", "qwen3_dir"])
+def test_the_first_loss_is_that_of_plain_transformers(
+    request: pytest.FixtureRequest, which: str, method: str
+) -> None:
+    folder = request.getfixturevalue(which)
+    model, sft, optimizer = trained(folder, Config(method=method))
+    with torch.no_grad():
+        expected, count = plain_mean_loss(AutoModelForCausalLM.from_pretrained(folder), rows())
+    metrics = train_step(sft, optimizer, rows(), plan(), step=1, epoch=1.0)
+    # Hidden states agree to about 1e-6, and cross-entropy is 2-Lipschitz in logits of order 10.
+    assert metrics.loss == pytest.approx(expected.item(), abs=1e-5)
+    assert metrics.supervised_tokens == count == 2 + 45 + 7 + 1
+    assert metrics.num_tokens == sum(LENGTHS)
+
+
+@pytest.mark.parametrize("budget", [1, 20, 95, 4096])
+def test_the_gradient_of_an_update_is_that_of_its_mean_loss_however_it_is_cut(
+    llama_dir: Path, budget: int
+) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(llama_dir)
+    plain_mean_loss(plain, rows())[0].backward()
+    expected = gradients(plain)
+    model, sft, optimizer = trained(llama_dir)
+    metrics = train_step(sft, optimizer, rows(), plan(micro_batch_tokens=budget), step=1, epoch=1.0)
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        assert (found[name] - grad).abs().max() <= 1e-5 * grad.abs().max() + 1e-7, name
+    norm = torch.stack([g.double().norm() for g in expected.values()]).norm()
+    assert metrics.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_four_parts_two_parts_and_one_part_give_the_same_gradient(
+    qwen3_dir: Path, method: str
+) -> None:
+    found = []
+    for budget in (2, 95, 4096):
+        model, sft, optimizer = trained(qwen3_dir, Config(method=method))
+        metrics = train_step(
+            sft, optimizer, rows(), plan(micro_batch_tokens=budget), step=1, epoch=1.0
+        )
+        found.append((metrics, gradients(model)))
+    one = found[-1]
+    largest = max(g.abs().max() for g in one[1].values())
+    for metrics, grads in found[:-1]:
+        assert metrics.loss == pytest.approx(one[0].loss, rel=1e-6)
+        assert (metrics.supervised_tokens, metrics.num_tokens) == (
+            one[0].supervised_tokens,
+            one[0].num_tokens,
+        )
+        for name, grad in one[1].items():
+            assert (grads[name] - grad).abs().max() <= 1e-6 * largest, name
+
+
+def test_a_mean_of_means_would_be_told_apart(llama_dir: Path) -> None:
+    """Guards the tests above: with these rows the wrong denominator shows."""
+    model = AutoModelForCausalLM.from_pretrained(llama_dir)
+    with torch.no_grad():
+        right = plain_mean_loss(model, rows())[0]
+        wrong = torch.stack([plain_mean_loss(model, [r])[0] for r in rows()]).mean()
+    assert abs(right - wrong) > 1e-2
+
+
+def test_the_update_is_that_of_plain_transformers_and_torch(llama_dir: Path) -> None:
+    """Three updates with clipping and decay: weights against a loop written by hand."""
+    steps = replace(plan(max_grad_norm=0.5), rate=RatePlan(
+        peak=2e-3, schedule="linear", warmup_steps=1, total_steps=3
+    ))  # fmt: skip
+    model, sft, _ = trained(llama_dir)
+    optimizer = make_optimizer(model.parameters(), weight_decay=0.1)
+    plain = AutoModelForCausalLM.from_pretrained(llama_dir).train()
+    groups = [
+        {"params": [p for p in plain.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in plain.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, foreach=False)
+    for step in (1, 2, 3):
+        metrics = train_step(sft, optimizer, rows(), steps, step=step, epoch=1.0)
+        for group in reference.param_groups:
+            group["lr"] = {1: 2e-3, 2: 2e-3, 3: 1e-3}[step]
+        reference.zero_grad()
+        loss, _ = plain_mean_loss(plain, rows())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        assert norm > 0.5  # clipping is at work
+        assert metrics.grad_norm == pytest.approx(norm.item(), rel=1e-4)
+        assert metrics.loss == pytest.approx(loss.item(), rel=1e-5)
+        reference.step()
+    # Adam divides by the gradient's own size, so a gradient near eps = 1e-8 moves by noise: at most
+    # 2 rates in a step, for few entries. In the mean the two agree to a thousandth of a rate.
+    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert (ours - theirs).abs().mean() <= 2e-6, name
+
+
+def test_clipped_gradients_are_those_of_torch(llama_dir: Path) -> None:
+    model, sft, optimizer = trained(llama_dir)
+    train_step(sft, optimizer, rows(), plan(max_grad_norm=0.0), step=1, epoch=1.0)
+    raw = gradients(model)
+    for limit in (0.01, 1e6):
+        model, sft, optimizer = trained(llama_dir)
+        metrics = train_step(sft, optimizer, rows(), plan(max_grad_norm=limit), step=1, epoch=1.0)
+        parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in raw.values()]
+        for parameter, grad in zip(parameters, raw.values(), strict=True):
+            parameter.grad = grad.clone()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        assert metrics.grad_norm == norm.item()  # before clipping
+        for parameter, found in zip(parameters, gradients(model).values(), strict=True):
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad, found)
+
+
+def test_every_row_is_used_in_every_epoch_and_the_last_update_is_short(llama_dir: Path) -> None:
+    examples = rows([7, 8, 9, 10, 11, 12, 13, 14, 15, 16])
+    _, sft, optimizer = trained(llama_dir, Config(method="lora", lora={"rank": 2}))
+    seen: list[list[int]] = []
+    sft.register_forward_pre_hook(lambda _, given: seen.append(lengths_of(given[0].cu_seqlens)))
+    steps = StepPlan(
+        rate=RatePlan(peak=1e-3, schedule="cosine", warmup_steps=1, total_steps=6),
+        batch_size=4, micro_batch_tokens=4096, max_grad_norm=1.0, seed=3,
+    )  # fmt: skip
+    found = list(train_steps(sft, optimizer, examples, steps))
+    assert [len(lengths) for lengths in seen] == [4, 4, 2, 4, 4, 2]
+    for epoch in (seen[:3], seen[3:]):
+        assert Counter(n for part in epoch for n in part) == Counter(range(7, 17))
+    assert seen[:3] != seen[3:]  # another order in another epoch
+    for (metrics, _), lengths in zip(found, seen, strict=True):
+        assert metrics.num_tokens == sum(lengths)
+        assert metrics.supervised_tokens == sum(n - n // 2 for n in lengths)
+    assert [metrics.step for metrics, _ in found] == [1, 2, 3, 4, 5, 6]
+    assert [metrics.epoch for metrics, _ in found] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
+    assert [metrics.lr for metrics, _ in found] == [
+        learning_rate_at(step, steps.rate) for step in range(1, 7)
+    ]
+    last = found[-1][1]
+    assert (last.step, last.cursor) == (6, 20)
+    assert last.num_tokens == 2 * sum(range(7, 17))
+    assert last.supervised_tokens == 2 * sum(n - n // 2 for n in range(7, 17))
+
+
+def lengths_of(borders: Sequence[int]) -> list[int]:
+    return [end - start for start, end in zip(borders[:-1], borders[1:], strict=True)]
+
+
+def test_fewer_updates_than_an_epoch_stop_there(llama_dir: Path) -> None:
+    _, sft, optimizer = trained(llama_dir)
+    steps = StepPlan(
+        rate=RatePlan(peak=1e-3, schedule="linear", warmup_steps=0, total_steps=2),
+        batch_size=1, micro_batch_tokens=64, max_grad_norm=1.0, seed=0,
+    )  # fmt: skip
+    assert len(list(train_steps(sft, optimizer, rows(), steps))) == 2
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_loss_that_is_not_finite_stops_with_the_rows_and_changes_nothing(
+    llama_dir: Path, method: str
+) -> None:
+    model, sft, optimizer = trained(llama_dir, Config(method=method))
+    train_step(sft, optimizer, rows(), plan(), step=1, epoch=1.0)
+    with torch.no_grad():  # one bad number, in what nobody trains or somebody does
+        model.get_input_embeddings().weight[int(rows()[2].input_ids[0])] = float("inf")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    state = {k: v.clone() for s in optimizer.state.values() for k, v in s.items()}
+    with pytest.raises(DuitiError) as caught:
+        train_step(sft, optimizer, rows(), plan(), step=2, epoch=1.0)
+    assert "step 2" in caught.value.what
+    for number in (1, 2, 3, 4):
+        assert f"rows.jsonl:{number}" in caught.value.why
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    after = {k: v for s in optimizer.state.values() for k, v in s.items()}
+    assert all(torch.equal(after[k], value) for k, value in state.items())
+
+
+def test_a_gradient_that_is_not_finite_stops_too(llama_dir: Path) -> None:
+    """The loss is fine, its gradient overflows on the way back."""
+    model, sft, optimizer = trained(llama_dir)
+    model.model.norm.weight.register_hook(lambda grad: grad * float("inf"))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(DuitiError, match="gradient's norm"):
+        train_step(sft, optimizer, rows(), plan(), step=1, epoch=1.0)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_small_rates_move_what_is_trained_on_a_bfloat16_base(llama_dir: Path) -> None:
+    """At 1e-5 a bfloat16 weight of 0.1 would not move by a bit; float32 does."""
+    model = AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.bfloat16)
+    found = choose_trained(model, Config(method="last-n", last_n={"layers": 1}))
+    optimizer = make_optimizer(found.parameters.values(), weight_decay=0.0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    sft = SFTModel(model, compute_dtype=torch.bfloat16)
+    steps = replace(plan(), rate=RatePlan(
+        peak=1e-5, schedule="constant", warmup_steps=0, total_steps=1
+    ))  # fmt: skip
+    train_step(sft, optimizer, rows(), steps, step=1, epoch=1.0)
+    for name, parameter in model.named_parameters():
+        moved = (parameter != before[name]).float().mean()
+        assert (moved > 0.9) == (name in found.parameters), name
