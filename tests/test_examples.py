@@ -37,18 +37,5 @@ def test_the_minimal_loop_learns_and_leaves_an_adapter_that_answers_the_same(
     (question,) = re.findall(r"^question: (.+)$", done.stdout, re.M)
     (after,) = re.findall(r"^after: (.+)$", done.stdout, re.M)
     model = duiti.load(folder, device="cpu")
-    answer = model.chat([{"role": "user", "content": question}], max_new_tokens=24)
-    assert repr(answer.strip()) == after
-
-
-def test_the_question_of_the_minimal_loop_is_held_out() -> None:
-    from duiti.tiny import data_path
-
-    text = (EXAMPLES / "minimal_loop.py").read_text(encoding="utf-8")
-    (question,) = re.findall(r'^QUESTION = "(.+?)"', text, re.M)
-    rows = {
-        name: [json.loads(line)["prompt"] for line in data_path(name).open(encoding="utf-8")]
-        for name in ("train", "heldout")
-    }
-    assert question in rows["heldout"]
-    assert question not in rows["train"]
+    answer = model.chat([{"role": "user", "content": question}], max_new_tokens=32)
+    assert answer.strip() == after

@@ -1,5 +1,5 @@
-"""The recipe from end to end: twelve rows, every method, tied and untied; PEFT and plain transformers
-open what it leaves."""
+"""The recipe from end to end: twelve rows, every method, tied and untied; PEFT and plain
+transformers open what it leaves."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_a_pad_token_with_id_zero_is_kept(data: Path, llama_dir: Path, tmp_path:
 def test_a_base_with_a_sloppy_generation_config_still_saves(
     llama_dir: Path, data: Path, tmp_path: Path, method: str
 ) -> None:
-    """Llama 2 ships temperature without do_sample: transformers refuses to save that, after training."""
+    """Llama 2 ships temperature without do_sample: transformers refuses to save that."""
     base = Path(shutil.copytree(llama_dir, tmp_path / "base"))
     path = base / "generation_config.json"
     values = json.loads(path.read_text())

@@ -785,6 +785,7 @@ def test_a_bfloat16_base_fails_or_loses_small_steps() -> None:
     base, x = linear().to(torch.bfloat16), torch.randn(3, 24).to(torch.bfloat16)
     with pytest.raises(RuntimeError, match="dtype"):
         LoraLinear(copy.deepcopy(base))(x)
+    assert LoraLinear(copy.deepcopy(base)).to(torch.bfloat16)(x).dtype == torch.bfloat16
     one = torch.ones((), dtype=torch.bfloat16)
     assert one + 0.001 == one
     ours = fresh(base)

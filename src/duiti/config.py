@@ -5,7 +5,7 @@ here.
     Config(data=["my.jsonl"], model="tiny")
 
 A key that is not listed is refused with the nearest one that is. `auto` means: chosen when the run
-starts, from the model, the data and the machine, and printed with the reason (`duiti.sft.resolve`).
+starts, from the model, the data and the machine, and printed with the reason (`duiti.plan.settle`).
 """
 
 from __future__ import annotations

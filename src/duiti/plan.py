@@ -23,7 +23,7 @@ CUDA_MICRO_BATCH_TOKENS = 16384
 def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     """Replace every `auto` by a value; say why, by key."""
     reasons: dict[str, str] = {}
-    values: dict[str, object] = {}
+    values: dict[str, object] = {"model": material.source.lasting_name}
 
     def choose(key: str, value: object, reason: str) -> None:
         values[key], reasons[key] = value, reason

@@ -7,6 +7,7 @@ their help is instant too. Results go to stdout, everything else to stderr.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,8 +79,7 @@ def check(
             raise SystemExit(report.refusal.exit_code)
         raise report.refusal
     if not json_:
-        model = report.material.source.name
-        talk.say("next", f"duiti train {' '.join(data)} -m {model}")
+        talk.say("next", shlex.join(["duiti", "train", *data, *_as_flags(config, settings)]))
 
 
 def train(
@@ -304,6 +304,25 @@ def _merge(file: Path | None, data: tuple[str, ...], settings: Config) -> Config
     if data:
         given["data"] = data
     return load_config(file, given)
+
+
+def _as_flags(file: Path | None, settings: Config) -> list[str]:
+    """The flags that were given, as they would be given again."""
+    flags = [] if file is None else ["-c", str(file)]
+    given = settings.model_dump(exclude_unset=True, mode="json")
+    for key, value in given.items():
+        inner = value.items() if key in ("lora", "last_n") else [("", value)]
+        for name, item in inner:
+            flag = "--" + f"{key}.{name}".rstrip(".").replace("_", "-")
+            if key == "model":
+                flag = "-m"
+            if isinstance(item, bool):
+                flags.append(flag if item else flag.replace("--", "--no-", 1))
+            elif isinstance(item, dict):
+                flags += [flag, ",".join(f"{old}={new}" for old, new in item.items())]
+            else:
+                flags += [flag, ",".join(item) if isinstance(item, list) else str(item)]
+    return flags
 
 
 def _print_scores(found: dict[str, Any]) -> None:

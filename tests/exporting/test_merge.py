@@ -1,4 +1,4 @@
-"""A merged folder is a plain model that computes what the adapted one does, and the report is true."""
+"""A merged folder is a plain model that computes what the adapted one does; its report is true."""
 
 from __future__ import annotations
 

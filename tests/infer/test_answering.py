@@ -139,7 +139,8 @@ def test_a_conversation_keeps_one_history_for_each_voice(model: Model) -> None:
 
 def test_the_loop_answers_and_obeys_commands(model: Model) -> None:
     lines = iter([
-        ASK[0]["content"], "/both", "/reset", ASK[0]["content"], "/system Be brief.", "", "/nonsense", "/quit",
+        ASK[0]["content"], "/both", "/reset", ASK[0]["content"],
+        "/system Be brief.", "", "/nonsense", "/quit",
     ])  # fmt: skip
     said: list[str] = []
     chat = Chat(model, max_new_tokens=100)

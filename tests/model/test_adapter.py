@@ -22,8 +22,8 @@ from duiti.model.lora import add_lora, find_targets, lora_layers
 # PEFT 0.21 asks transformers for a name that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
 
-# Both add s·BA to the same W x in float32, PEFT by two layers and a factor, we by two products: a few
-# roundings of 2^-24 in each of 14 layers.
+# Both add s·BA to the same W x in float32, PEFT by two layers and a factor, we by two products: a
+# few roundings of 2^-24 in each of 14 layers.
 TOLERANCE = 1e-5
 CONFIGS = [
     LoraConfig(rank=4, alpha=8),

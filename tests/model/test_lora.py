@@ -101,8 +101,8 @@ def test_the_start_of_a_is_uniform_in_one_over_the_root_of_the_width() -> None:
     a = LoRALinear.from_base(nn.Linear(400, 80), config, seed=0, name="x").lora_A.detach()
     bound = 400**-0.5
     assert a.abs().max() <= bound
-    # Standard deviation of U(-b, b) is b / sqrt 3; of its estimate from n = 25,600 values, relatively
-    # sqrt(0.8 / 4 / n) = 0.28 %: five of these.
+    # Standard deviation of U(-b, b) is b / sqrt 3; of its estimate from n = 25,600 values,
+    # relatively, sqrt(0.8 / 4 / n) = 0.28 %: five of these.
     assert a.std().item() == pytest.approx(bound / 3**0.5, rel=0.014)
     assert abs(a.mean().item()) < 5 * bound / 3**0.5 / 160
 
@@ -307,4 +307,4 @@ def test_a_target_named_twice_is_adapted_once(model: PreTrainedModel) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
-    yield
+    return

@@ -17,7 +17,7 @@ SHAPES = [
     LogitShape(cap=3.0),
     LogitShape(scale=0.5, cap=2.0),
 ]
-# A result is a sum of at most N + D + V = 106 float32 terms: 106 * 2^-24 = 6.3e-6 of their magnitude.
+# A result sums at most N + D + V = 106 float32 terms: 106 * 2^-24 = 6.3e-6 of their magnitude.
 TOLERANCE = 6.3e-6
 
 
@@ -120,10 +120,11 @@ def test_huge_logits_stay_finite() -> None:
 def test_bfloat16_stays_within_its_rounding(shape: LogitShape) -> None:
     """The reference takes the same bfloat16 values in float64, so only our roundings count.
 
-    A logit is rounded once, by at most e = 2^-8 max|z|. Cross-entropy moves by at most 2 e' in a row
-    (log-sum-exp and the target's logit, each 1-Lipschitz), where e' = scale * e (tanh contracts).
-    d loss / d logit = (p - onehot) * slope: p moves by a factor of exp(2 e') at most, slope by 2 e' / cap
-    of its scale, and the product is rounded once (2^-8); what is multiplied then is rounded once more.
+    A logit is rounded once, by at most e = 2^-8 max|z|. Cross-entropy moves by at most 2 e' in a
+    row (log-sum-exp and the target's logit, each 1-Lipschitz), where e' = scale * e (tanh
+    contracts). d loss / d logit = (p - onehot) * slope: p moves by a factor of exp(2 e') at most,
+    slope by 2 e' / cap of its scale, and the product is rounded once (2^-8); what is multiplied
+    then is rounded once more.
     """
     unit = 2.0**-8
     hidden, head, _, targets = inputs(torch.bfloat16)

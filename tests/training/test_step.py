@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -74,7 +75,7 @@ def test_the_first_loss_is_that_of_plain_transformers(
     request: pytest.FixtureRequest, which: str, method: str
 ) -> None:
     folder = request.getfixturevalue(which)
-    model, sft, optimizer = trained(folder, Config(method=method))
+    _model, sft, optimizer = trained(folder, Config(method=method))
     with torch.no_grad():
         expected, count = plain_mean_loss(AutoModelForCausalLM.from_pretrained(folder), rows())
     metrics = train_step(sft, optimizer, rows(), plan(), step=1, epoch=1.0)
@@ -210,7 +211,7 @@ def test_every_row_is_used_in_every_epoch_and_the_last_update_is_short(llama_dir
 
 
 def lengths_of(borders: Sequence[int]) -> list[int]:
-    return [end - start for start, end in zip(borders[:-1], borders[1:], strict=True)]
+    return [end - start for start, end in itertools.pairwise(borders)]
 
 
 def test_fewer_updates_than_an_epoch_stop_there(llama_dir: Path) -> None:

@@ -61,7 +61,9 @@ def prepare(
     for source in sources:
         for item in encoder.encode(_samples(source, mapping, encoder, notes)):
             _account(prepared, item)
-    prepared.warnings = [f"{text} ({count} rows)" for text, count in sorted(notes.items())]
+    prepared.warnings = [
+        f"{text} ({count} row{'s' if count > 1 else ''})" for text, count in sorted(notes.items())
+    ]
     return prepared
 
 
@@ -82,7 +84,7 @@ def refusal(prepared: Prepared, *, on_bad_row: str, over_length: str = "drop") -
         return DataError(
             f"{ledger.dropped} of {ledger.rows} rows are longer than max_length"
             f" {prepared.max_length}; {lost / answers:.1%} of the answer tokens would be lost",
-            fix=f"--max-length {prepared.longest} keeps every row",
+            fix=f"--max-length {prepared.longest}",
         )
     if not prepared.examples:
         return DataError("no row is left to train on", why="all were rejected")

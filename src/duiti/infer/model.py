@@ -40,7 +40,8 @@ class Model:
         *,
         stop_ids: frozenset[int],
         name: str,
-        base_source: ModelSource | None = None,
+        base_name: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         self.hf = hf
         """The plain transformers model (with adapters in place, where it has any)."""
@@ -48,19 +49,24 @@ class Model:
         self.encoder = Encoder(template.tokenizer, template)
         self.stop_ids = stop_ids
         self.name = name
-        self._base_source = base_source
+        self._base_name = base_name
+        self._trust_remote_code = trust_remote_code
         self._base: PreTrainedModel | None = None
         self._answer_prefix = answer_prefix(template)
 
     @property
     def is_tuned(self) -> bool:
         """Whether there is a base model to compare with."""
-        return self._base_source is not None
+        return self._base_name is not None
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """The model before training: adapters off, or the base loaded beside (once)."""
-        if self._base_source is None:
+        """The model before training: adapters off, or the base loaded beside (once).
+
+        Raises:
+            UsageError: the base is gone (where the run is a whole model, it does not need it).
+        """
+        if self._base_name is None:
             yield
         elif lora_layers(self.hf):
             with adapters_off(self.hf):
@@ -68,9 +74,8 @@ class Model:
         else:
             if self._base is None:
                 parameter = next(self.hf.parameters())
-                self._base = load_model(
-                    self._base_source, dtype=parameter.dtype, device=str(parameter.device)
-                )
+                source = resolve(self._base_name, trust_remote_code=self._trust_remote_code)
+                self._base = load_model(source, dtype=parameter.dtype, device=str(parameter.device))
             tuned, self.hf = self.hf, self._base
             try:
                 yield
@@ -177,19 +182,27 @@ def load(
 def _load_run(run: Run, device: str, dtype: torch.dtype | None, trust: bool) -> Model:
     config = run.config
     dtype = dtype or getattr(torch, config.dtype)
-    base = resolve(config.model, trust_remote_code=trust)
     own = ModelSource(run.name, str(run.path), True, trust)
     template = load_saved_template(run.path, load_tokenizer(own))
     if config.method == "lora":
+        base = resolve(config.model, trust_remote_code=trust)
         hf = load_model(base, dtype=dtype, device=device)
         lora, _ = read_adapter_config(run.path)
         load_adapter(hf, run.path, lora)
         hf.generation_config = GenerationConfig.from_pretrained(run.path)
     else:
+        # The run is a whole model: its base is looked for only when it is asked (`Model.base`).
         hf = load_model(own, dtype=dtype, device=device)
     hf.requires_grad_(False)
     stop_ids = stop_ids_of(hf, template)
-    return Model(hf, template, stop_ids=stop_ids, name=run.name, base_source=base)
+    return Model(
+        hf,
+        template,
+        stop_ids=stop_ids,
+        name=run.name,
+        base_name=config.model,
+        trust_remote_code=trust,
+    )
 
 
 def _load_peft(path: Path, device: str, dtype: torch.dtype, template: str, trust: bool) -> Model:
@@ -201,7 +214,7 @@ def _load_peft(path: Path, device: str, dtype: torch.dtype, template: str, trust
     hf.requires_grad_(False)
     bound = load_template(template, load_tokenizer(base))
     stop_ids = stop_ids_of(hf, bound)
-    return Model(hf, bound, stop_ids=stop_ids, name=path.name, base_source=base)
+    return Model(hf, bound, stop_ids=stop_ids, name=path.name, base_name=base_name)
 
 
 def load_saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Template:

@@ -41,7 +41,13 @@ class ModelSource:
     @property
     def short_name(self) -> str:
         """`Qwen/Qwen3-0.6B` → `qwen3-0.6b`."""
-        return Path(self.name).name.lower() or "model"
+        where = self.location if self.is_local and self.name != "tiny" else self.name
+        return Path(where).name.lower() or "model"
+
+    @property
+    def lasting_name(self) -> str:
+        """A name that finds the same model from any working folder."""
+        return self.location if self.is_local and self.name != "tiny" else self.name
 
 
 def resolve(name: str, *, trust_remote_code: bool = False) -> ModelSource:
@@ -54,7 +60,7 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ModelSource:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"{name} holds no model: there is no config.json in it")
-        return ModelSource(name, str(path), True, trust_remote_code)
+        return ModelSource(name, str(path.resolve()), True, trust_remote_code)
     if name == "tiny":
         return ModelSource(name, str(tiny.model_path()), True)
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name

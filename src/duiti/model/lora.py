@@ -121,10 +121,11 @@ def find_targets(model: PreTrainedModel, wanted: tuple[str, ...] | str) -> list[
                 fix=f"the linear layers are called {', '.join(last)}",
             )
         names += found
-    if any(linear[name] is head for name in names) and model.config.tie_word_embeddings:
+    if any(linear[name] is head for name in names):
         raise UsageError(
-            "lora.target_modules names the output head, which is tied to the embedding",
-            why="merging an adapter into one end would change the other",
+            "lora.target_modules names the output head",
+            why="where it is tied to the embedding, an adapter on one end would change the other;"
+            " and only its rows for trained tokens are ever computed",
             fix="leave the head out: --lora.target_modules all-linear",
         )
     return list(dict.fromkeys(names))
@@ -158,14 +159,14 @@ def merge(model: nn.Module) -> None:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The base model, from the same weights, for as long as the context lasts."""
-    layers = lora_layers(model).values()
-    for layer in layers:
+    before = {layer: layer.is_on for layer in lora_layers(model).values()}
+    for layer in before:
         layer.is_on = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.is_on = True
+        for layer, was_on in before.items():
+            layer.is_on = was_on
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

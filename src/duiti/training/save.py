@@ -36,7 +36,14 @@ def save_weights(
     generation = GenerationConfig.from_dict(model.generation_config.to_dict())
     generation.eos_token_id = stops
     if generation.pad_token_id is None:
-        generation.pad_token_id = template.tokenizer.pad_token_id or stops[0]
+        pad = template.tokenizer.pad_token_id
+        generation.pad_token_id = stops[0] if pad is None else pad
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        # Some bases state a temperature but no sampling; transformers refuses to save that.
+        generation.do_sample = True
+    model.generation_config = generation
     if config.method == "lora":
         save_adapter(model, folder, config.lora, base=base.location)
     else:
