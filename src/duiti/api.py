@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from duiti.checking import Check, run_check
 from duiti.config import Config, load_config
+from duiti.data.batch import collate
 from duiti.data.prepare import prepare, refusal
 from duiti.errors import UsageError, did_you_mean
 from duiti.eval.evaluate import score
@@ -15,6 +17,7 @@ from duiti.eval.metrics import METRICS
 from duiti.exporting.merge import MergeReport, export_merged
 from duiti.infer.model import Model, load
 from duiti.model.load import longest_text
+from duiti.model.sft_model import can_pack, probe_rows
 from duiti.run import Run, open_run
 from duiti.sft import finetune
 from duiti.training.log import Talk
@@ -80,9 +83,12 @@ def evaluate(
     error = refusal(prepared, on_bad_row=on_bad_row)
     if error is not None:
         raise error
+    probe = collate(probe_rows(model.hf, prepared.examples), model.hf.device)
+    is_packed = can_pack(model.hf, probe)
+    measure = partial(score, examples=prepared.examples, metrics=metrics, is_packed=is_packed)
     with model.base():
-        base, _ = score(model, prepared.examples, metrics=metrics)
-    tuned = score(model, prepared.examples, metrics=metrics)[0] if model.is_tuned else None
+        base, _ = measure(model)
+    tuned = measure(model)[0] if model.is_tuned else None
     return {
         "base": base.as_dict(),
         "tuned": None if tuned is None else tuned.as_dict(),

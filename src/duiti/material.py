@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duiti.config import Config
-from duiti.data.batch import collate
 from duiti.data.encode import Encoder
 from duiti.data.prepare import Prepared, Source, prepare, refusal
 from duiti.data.split import parse_share, split
 from duiti.data.template import Template, load_template
 from duiti.errors import DataError, UsageError
 from duiti.model.load import ModelSource, load_config, load_tokenizer, longest_text, resolve
-from duiti.types import IGNORE_INDEX, Batch, Example, Json
+from duiti.types import IGNORE_INDEX, Example, Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -49,11 +48,6 @@ class Material:
     def width(self) -> int:
         """The model's hidden size."""
         return int(self.model_config.get_text_config().hidden_size)
-
-    def probe(self, device: str) -> Batch:
-        """A small batch of at least two documents: the shortest rows."""
-        shortest = sorted(self.train, key=len)[:3]
-        return collate(shortest if len(shortest) > 1 else shortest * 2, device)
 
 
 def read_material(config: Config, *, rows: Sequence[Mapping[str, Json]] | None = None) -> Material:

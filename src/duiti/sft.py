@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from duiti.config import Config
+from duiti.data.batch import collate
 from duiti.eval.evaluate import held_out_loss
 from duiti.infer.model import Model, stop_ids_of
 from duiti.material import check_ids, raise_refusals, read_material, trained_stops
 from duiti.model.freeze import choose_trained
 from duiti.model.load import load_model, num_embeddings
-from duiti.model.sft_model import SFTModel, can_pack
+from duiti.model.sft_model import SFTModel, can_pack, probe_rows
 from duiti.plan import is_val_due, settle, step_plan
 from duiti.record import Outcome, before_samples, write_end, write_start
 from duiti.run import Run, new_run_folder
@@ -58,7 +59,8 @@ def finetune(
     compute_dtype = getattr(torch, config.dtype)
     model = load_model(material.source, dtype=compute_dtype, device=config.device)
     check_ids(material, num_embeddings(model))
-    is_packed = can_pack(model, material.probe(config.device))
+    probe = probe_rows(model, [*material.train, *material.val])
+    is_packed = can_pack(model, collate(probe, config.device))
     trained = choose_trained(model, config)
     sft = SFTModel(model, compute_dtype=compute_dtype, is_packed=is_packed)
     optimizer = make_optimizer(trained.parameters.values(), weight_decay=config.weight_decay)

@@ -124,7 +124,7 @@ def test_more_than_one_percent_of_the_answer_tokens_dropped_stops_the_run(
     over = prepare([_pairs(long, *["a"] * (enough - one))], encoder, max_length=40)
     reason = _refused(over)
     assert f"1 of {over.ledger.rows} rows are longer than max_length 40" in reason
-    assert f"--max-length {over.longest} keeps every row" in reason
+    assert f"--max-length {over.longest}" in reason
     mended = prepare([_pairs(long, *["a"] * (enough - one))], encoder, max_length=over.longest)
     assert refusal(mended, on_bad_row="refuse") is None
 
@@ -173,8 +173,8 @@ def test_fields_that_are_not_read_and_text_like_a_turn_are_warned_of(encoder: En
         {"prompt": "q", "response": "Assistant: a"},
     ]
     assert prepare([rows], encoder, max_length=100).warnings == [
-        'a message has a line that begins like a turn, "Assistant:" (1 rows)',
-        'a message has a line that begins like a turn, "Human:" (1 rows)',
+        'a message has a line that begins like a turn, "Assistant:" (1 row)',
+        'a message has a line that begins like a turn, "Human:" (1 row)',
         'the field "id" is not read (2 rows)',
     ]
 

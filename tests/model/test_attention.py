@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from duiti.data.batch import collate
 from duiti.errors import DuitiError
 from duiti.model.attention import packed_attention
-from duiti.model.sft_model import SFTModel, can_pack
+from duiti.model.sft_model import SFTModel, can_pack, probe_rows
 from duiti.types import Batch, Example, Origin
 
 VOCAB = 97
@@ -228,12 +228,11 @@ def test_soft_capped_attention_raises_rather_than_approximates() -> None:
 def test_a_probe_shorter_than_the_window_does_not_hide_that_a_model_needs_its_mask(
     name: str,
 ) -> None:
-    """These restrict their attention by a mask alone, and the kernel is not told of it. The probe
-    of a run takes its shortest rows: too short to show that."""
+    """These restrict their attention by a mask alone, and the kernel is not told of it. The
+    shortest rows are too short to show that, so the probe adds one that the window does not cover."""
     model = make(name)
-    model.base_model_prefix = "model"  # Llama 4 says "language_model", which it does not have
-    short, long = documents((5, 6)), documents((30, 21))
-    is_packed = can_pack(model, collate(short))
+    long = documents((30, 21))
+    is_packed = can_pack(model, collate(probe_rows(model, [*documents((5, 6)), *long])))
     loss, _ = SFTModel(model, is_packed=is_packed)(collate(long))
     expected = sum(plain_loss(model, row).item() for row in long)
     assert loss.item() == pytest.approx(expected, rel=1e-4)

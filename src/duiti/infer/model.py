@@ -112,6 +112,8 @@ class Model:
         ):
             ids.append(token)
             text = self.text(ids)
+            if self._is_begun_prefix(ids):
+                continue
             # U+FFFD at the end: the bytes of a character are not all there yet.
             if len(text) > len(shown) and not text.endswith("\ufffd"):
                 yield text[len(shown) :]
@@ -136,10 +138,14 @@ class Model:
             sampling=sampling,
         )
 
+    def _is_begun_prefix(self, ids: Sequence[int]) -> bool:
+        """Whether all so far could be the beginning of what the template puts before an answer."""
+        decoded = self.prompt_text(ids)
+        return decoded != self._answer_prefix and self._answer_prefix.startswith(decoded)
+
     def text(self, ids: Sequence[int]) -> str:
         """The message that generated ids spell: without what the template puts before it."""
-        decoded = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-        return cast(str, decoded).removeprefix(self._answer_prefix)
+        return self.prompt_text(ids).removeprefix(self._answer_prefix)
 
     def prompt_text(self, ids: Sequence[int]) -> str:
         """The text of a prompt, special tokens included."""
@@ -261,10 +267,23 @@ def answer_prefix(template: Template) -> str:
 
 
 def as_messages(messages: Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:
-    """Dicts with role and content to messages."""
-    return tuple(
-        m
-        if isinstance(m, Message)
-        else Message(role=cast(Role, m["role"]), content=str(m["content"]))
-        for m in messages
-    )
+    """Dicts with role and content to messages: a conversation whose last message asks.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = []
+    for number, message in enumerate(messages, start=1):
+        if isinstance(message, Message):
+            found.append(message)
+            continue
+        role, content = message.get("role"), message.get("content")
+        if role not in ("system", "user", "assistant") or not isinstance(content, str):
+            raise UsageError(
+                f"message {number} is no message",
+                fix='{"role": "user", "content": "…"} (or system, or assistant)',
+            )
+        found.append(Message(role=cast(Role, role), content=content))
+    if not found or found[-1].role != "user":
+        raise UsageError("the last message must be the user's: there is nothing to answer")
+    return tuple(found)

@@ -15,18 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from duiti.config import LoraConfig
+from duiti.config import LoraConfig, explain
 from duiti.errors import DuitiError, UsageError
 from duiti.model.lora import LoRALinear, add_lora, find_targets, lora_layers
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_NOT_PLAIN = (
+    "use_dora",
+    "use_qalora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layers_to_transform",
+    "layer_replication",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+)
+"""Settings of PEFT's that make an adapter something else than W x + s B A x."""
 
 
 def save_adapter(model: nn.Module, folder: Path, config: LoraConfig, *, base: str) -> None:
@@ -72,13 +86,16 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, str]:
     if problem:
         raise UsageError(f"{path}: {problem}", why="duiti loads plain LoRA adapters")
     targets = values["target_modules"]
-    config = LoraConfig(
-        rank=values["r"],
-        alpha=values["lora_alpha"],
-        dropout=values.get("lora_dropout", 0.0),
-        rslora=values.get("use_rslora", False),
-        target_modules="all-linear" if targets == "all-linear" else tuple(targets),
-    )
+    try:
+        config = LoraConfig(
+            rank=values.get("r"),
+            alpha=values.get("lora_alpha"),
+            dropout=values.get("lora_dropout", 0.0),
+            rslora=values.get("use_rslora", False),
+            target_modules="all-linear" if targets == "all-linear" else tuple(targets),
+        )
+    except ValidationError as error:
+        raise UsageError(f"{path}: {explain(error).what}") from None
     return config, str(values.get("base_model_name_or_path") or "")
 
 
@@ -137,12 +154,13 @@ def _unsupported(values: Any) -> str:
         return "is not the configuration of a LoRA adapter"
     if values.get("bias", "none") != "none":
         return f"bias: {values['bias']} is not supported"
-    for key in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out"):
+    for key in _NOT_PLAIN:
         if values.get(key):
             return f"{key} is not supported"
-    for key in ("layers_to_transform", "layer_replication", "trainable_token_indices"):
-        if values.get(key):
-            return f"{key} is not supported"
+    # Other ways to start change the base's weights too, which the file does not hold.
+    start = values.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
+        return f"init_lora_weights: {start[:20]} is not supported"
     targets = values.get("target_modules")
     if targets != "all-linear" and not isinstance(targets, list):
         return "target_modules is no list of names"

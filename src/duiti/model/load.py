@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -104,15 +105,23 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def load_model(source: ModelSource, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """The model with all weights in `dtype`, in evaluation mode."""
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=dtype,
             trust_remote_code=source.trust_remote_code,
             local_files_only=source.is_local,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(source, error) from None
+    model: PreTrainedModel
+    model, report = loaded
+    # transformers fills a missing tensor with random numbers, and only logs it.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        count = f"{len(missing)} tensors, such as" if len(missing) > 1 else "the tensor"
+        raise DuitiError(f"{source.name}: {count} {missing[0]}, missing in its files")
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise DuitiError(f"{source.name}: the tensor {name} holds numbers that are not finite")

@@ -12,7 +12,7 @@ alone: slower, never wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from duiti.errors import DuitiError
 from duiti.model.attention import packed_attention
 from duiti.model.loss import LogitShape, supervised_loss
-from duiti.types import Batch
+from duiti.types import Batch, Example
 
 
 class SFTModel(nn.Module):
@@ -48,6 +48,11 @@ class SFTModel(nn.Module):
         self.compute_dtype = compute_dtype
         self.is_packed = is_packed
         self.logit_shape = logit_shape(model)
+        decoder = model.get_decoder()
+        if not isinstance(decoder, PreTrainedModel) or decoder is model:
+            raise DuitiError(f"cannot tell the backbone of {type(model).__name__} from its head")
+        # Not a submodule of its own: its parameters are the model's already.
+        self._decoder = decoder
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """The sum of the supervised losses in nats (float32 scalar), and how many there are."""
@@ -81,7 +86,7 @@ class SFTModel(nn.Module):
         self, ids: Tensor, positions: Tensor, cu_seqlens: tuple[int, ...] | None
     ) -> Tensor:
         extra = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
-        output = self.model.base_model(
+        output = self._decoder(
             input_ids=ids[None], position_ids=positions[None], use_cache=False, **extra
         )
         return cast(Tensor, output.last_hidden_state[0])
@@ -99,6 +104,20 @@ def logit_shape(model: PreTrainedModel) -> LogitShape:
     return LogitShape(scale=scale, cap=None if cap is None else float(cap))
 
 
+def probe_rows(model: PreTrainedModel, examples: Sequence[Example]) -> list[Example]:
+    """What `can_pack` needs: the shortest rows, and one that is longer than the model's window.
+
+    A window only shows in a row that it does not cover."""
+    by_length = sorted(examples, key=len)
+    chosen = by_length[:2] if len(by_length) > 1 else by_length * 2
+    config = model.config.get_text_config()
+    windows = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
+    narrowest = min((window for window in windows if window), default=None)
+    if narrowest is not None:
+        chosen = [*chosen, *[row for row in by_length if len(row) > narrowest][:1]]
+    return chosen
+
+
 @torch.no_grad()
 def can_pack(model: PreTrainedModel, batch: Batch) -> bool:
     """Whether documents run together get the hidden states that they get alone.
@@ -107,7 +126,7 @@ def can_pack(model: PreTrainedModel, batch: Batch) -> bool:
     logits of the model's own forward pass; then hidden states, packed, with those one by one.
 
     Args:
-        batch: at least two documents, of different lengths; a few dozen tokens do.
+        batch: `probe_rows`, collated.
 
     Raises:
         DuitiError: even one by one, the loss is not that of the model's own logits (the
