@@ -48,7 +48,8 @@ class SFTModel(nn.Module):
         self.compute_dtype = compute_dtype
         self.is_packed = is_packed
         self.logit_shape = logit_shape(model)
-        decoder = model.get_decoder()
+        # transformers finds the one or the other, by name, depending on the architecture.
+        decoder = model.get_decoder() if model.get_decoder() is not model else model.base_model
         if not isinstance(decoder, PreTrainedModel) or decoder is model:
             raise DuitiError(f"cannot tell the backbone of {type(model).__name__} from its head")
         # Not a submodule of its own: its parameters are the model's already.
