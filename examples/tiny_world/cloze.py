@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from . import questions_en, questions_zh
 from .stories import capitalise
@@ -27,7 +26,7 @@ def answer_sentence(entity: Entity, attribute: str) -> str:
 
 
 def cloze_accuracy(
-    model: PreTrainedModel, tokenizer: Tokenizer, entities: Iterable[Entity]
+    model: torch.nn.Module, tokenizer: Tokenizer, entities: Iterable[Entity]
 ) -> dict[str, float]:
     """The share of facts completed exactly, under `all` and under every language, kind and
     attribute.
@@ -49,7 +48,7 @@ def _cut(tokenizer: Tokenizer, sentence: str, value: str) -> tuple[list[int], in
 
 
 @torch.no_grad()
-def _hits(model: PreTrainedModel, cases: Sequence[tuple[list[int], int]]) -> list[bool]:
+def _hits(model: torch.nn.Module, cases: Sequence[tuple[list[int], int]]) -> list[bool]:
     hits = [False] * len(cases)
     order = sorted(range(len(cases)), key=lambda i: len(cases[i][0]))
     for begin in range(0, len(order), 64):

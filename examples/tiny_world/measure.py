@@ -1,7 +1,7 @@
 """Does the world do its job? Plain transformers and peft, none of duiti: LoRA on the training
 pairs, then every question.
 
-    python -m examples.tiny_world.measure [--method lora|full] [--learning-rate X] [--epochs N] [--seed N]
+    python -m examples.tiny_world.measure [--method lora|full] [--epochs N] [--seed N]
 
 Exact match means that greedy generation reproduces the whole answer and then stops. It is
 computed by one pass over prompt and answer: greedy generation reproduces a sequence exactly when
@@ -18,18 +18,17 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from duiti.tiny import data_path, model_path
 
 from .build import build_pairs
 from .cloze import cloze_accuracy
 from .pairs import Pair
+from .tokenizer import END_ID
 from .world import build_world
 
 BATCH_SIZE, WARMUP_STEPS = 16, 10
-END = 0
-"""The id of `<|endoftext|>`."""
 Encoded = tuple[list[int], int]
 """Ids, and how many of them are the prompt's."""
 
@@ -49,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     cloze = cloze_accuracy(model, tokenizer, build_world())
     print(f"cloze {cloze['all']:.3f}; below 0.95: {_below(cloze)}")
     splits = build_pairs()
@@ -71,11 +70,11 @@ def main() -> None:
 def encode(tokenizer: Tokenizer, pair: Pair) -> Encoded:
     """Prompt and response, encoded separately."""
     prompt = tokenizer.encode(f"Human: {pair.prompt}\nAssistant:").ids
-    return [*prompt, *tokenizer.encode(f" {pair.response}").ids, END], len(prompt)
+    return [*prompt, *tokenizer.encode(f" {pair.response}").ids, END_ID], len(prompt)
 
 
 def train(
-    model: PreTrainedModel,
+    model: torch.nn.Module,
     rows: Sequence[Encoded],
     *,
     learning_rate: float,
@@ -89,32 +88,30 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
     rng = random.Random(seed)
     num_steps = int(epochs * len(rows) / BATCH_SIZE)
-    order = [i for _ in range(math.ceil(epochs)) for i in rng.sample(range(len(rows)), len(rows))]
+    batches = [b for _ in range(math.ceil(epochs)) for b in _batches(rows, rng)]
     started = time.perf_counter()
     model.train()
     for step in range(num_steps):
         factor = min((step + 1) / WARMUP_STEPS, (num_steps - step) / (num_steps - WARMUP_STEPS))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, factor)
-        batch = [rows[i] for i in order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]]
-        ids, targets = _pad(batch)
+        ids, targets = _pad(batches[step])
         logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
         supervised = targets.flatten() != -100
         loss = torch.nn.functional.cross_entropy(logits[supervised], targets.flatten()[supervised])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 100 == 0 or step + 1 == num_steps:
-            print(
-                f"step {step + 1}/{num_steps}  loss {loss.item():.3f}  {time.perf_counter() - started:.1f} s"
-            )
+            seconds = time.perf_counter() - started
+            print(f"step {step + 1}/{num_steps}  loss {loss.item():.3f}  {seconds:.1f} s")
     model.eval()
     return time.perf_counter() - started
 
 
 def report(
-    model: PreTrainedModel,
+    model: torch.nn.Module,
     tokenizer: Tokenizer,
     splits: dict[str, list[Pair]],
     title: str,
@@ -135,7 +132,7 @@ def report(
 
 
 @torch.no_grad()
-def exact_matches(model: PreTrainedModel, rows: Sequence[Encoded]) -> list[bool]:
+def exact_matches(model: torch.nn.Module, rows: Sequence[Encoded]) -> list[bool]:
     """Whether greedy generation gives exactly this answer and the stop token."""
     hits = [False] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
@@ -149,10 +146,10 @@ def exact_matches(model: PreTrainedModel, rows: Sequence[Encoded]) -> list[bool]
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, tokenizer: Tokenizer) -> float:
+def perplexity(model: torch.nn.Module, tokenizer: Tokenizer) -> float:
     """Of the held-out running text, each paragraph by itself with its stop token."""
     lines = data_path("running_text").read_text(encoding="utf-8").splitlines()
-    rows = sorted(([*tokenizer.encode(line).ids, END] for line in lines), key=len)
+    rows = sorted(([*tokenizer.encode(line).ids, END_ID] for line in lines), key=len)
     loss, count = 0.0, 0
     for begin in range(0, len(rows), 32):
         ids, targets = _pad([(row, 1) for row in rows[begin : begin + 32]])
@@ -162,12 +159,23 @@ def perplexity(model: PreTrainedModel, tokenizer: Tokenizer) -> float:
     return math.exp(loss / count)
 
 
+def _batches(rows: Sequence[Encoded], rng: random.Random) -> list[list[Encoded]]:
+    """An epoch in random order, but within every 32 batches rows of like length go together."""
+    order = rng.sample(rows, len(rows))
+    batches = []
+    for begin in range(0, len(order), 32 * BATCH_SIZE):
+        pool = sorted(order[begin : begin + 32 * BATCH_SIZE], key=lambda row: len(row[0]))
+        part = [pool[i : i + BATCH_SIZE] for i in range(0, len(pool), BATCH_SIZE)]
+        batches += rng.sample(part, len(part))
+    return batches
+
+
 def _pad(rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids padded on the right, and for every position but the last the next id, or -100 where it
     is given.
     """
     width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([[*row, *[END] * (width - len(row))] for row, _ in rows])
+    ids = torch.tensor([[*row, *[END_ID] * (width - len(row))] for row, _ in rows])
     targets = torch.tensor(
         [
             [-100 if i + 1 < given or i + 1 >= len(row) else row[i + 1] for i in range(width - 1)]

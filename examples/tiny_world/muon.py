@@ -38,5 +38,5 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.add(a * x, (b * gram + c * gram @ gram) @ x)
     return x if matrix.shape[0] <= matrix.shape[1] else x.T

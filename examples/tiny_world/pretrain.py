@@ -25,7 +25,7 @@ from duiti.tiny import model_path
 from .cloze import cloze_accuracy
 from .muon import Muon
 from .text import HELDOUT_SEED, PRETRAIN_SEED, write_documents
-from .tokenizer import END_OF_TEXT, MAX_LENGTH, VOCAB_SIZE, save_tokenizer, train_tokenizer
+from .tokenizer import END_ID, MAX_LENGTH, VOCAB_SIZE, save_tokenizer, train_tokenizer
 from .world import build_world
 
 NUM_STEPS, WARMUP_STEPS, DECAY_SHARE = 2000, 40, 0.4
@@ -47,12 +47,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     tokenizer = train_tokenizer()
-    model = new_model(tokenizer.token_to_id(END_OF_TEXT))
+    model = new_model()
     train(model, tokenizer, num_steps=args.steps)
     write_model(model, tokenizer, args.out)
 
 
-def new_model(end_of_text: int) -> Qwen3ForCausalLM:
+def new_model() -> Qwen3ForCausalLM:
     """A Qwen3 model of 2.2 M parameters with random weights."""
     return Qwen3ForCausalLM(
         Qwen3Config(
@@ -66,8 +66,8 @@ def new_model(end_of_text: int) -> Qwen3ForCausalLM:
             max_position_embeddings=MAX_LENGTH,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=end_of_text,
-            pad_token_id=end_of_text,
+            eos_token_id=END_ID,
+            pad_token_id=END_ID,
         )
     )
 
@@ -91,7 +91,7 @@ def train(model: Qwen3ForCausalLM, tokenizer: Tokenizer, *, num_steps: int) -> N
             for group in optimizer.param_groups:
                 group["lr"] = rate
         loss = _loss(model, list(itertools.islice(rows, ROWS)))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -115,12 +115,11 @@ def schedule(step: int, num_steps: int) -> float:
 
 def write_model(model: Qwen3ForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:
     """A plain transformers directory in bf16, moved into place file by file when complete."""
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
-        model.to(torch.bfloat16)
-        model.generation_config = GenerationConfig(
-            eos_token_id=end_of_text, pad_token_id=end_of_text
+        model.bfloat16()
+        model.generation_config = GenerationConfig.from_dict(
+            {"eos_token_id": END_ID, "pad_token_id": END_ID}
         )
         model.save_pretrained(scratch)
         save_tokenizer(tokenizer, Path(scratch))
@@ -133,11 +132,10 @@ def _rows(tokenizer: Tokenizer, seed: str) -> Iterator[tuple[list[int], list[int
     """The running text as rows of ids, each id with its document's number; a document ends with
     the stop token.
     """
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     ids: list[int] = []
     documents: list[int] = []
     for number, text in enumerate(write_documents(seed)):
-        document = [*tokenizer.encode(text).ids, end_of_text]
+        document = [*tokenizer.encode(text).ids, END_ID]
         ids += document
         documents += [number] * len(document)
         while len(ids) >= ROW_LENGTH:

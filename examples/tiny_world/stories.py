@@ -79,16 +79,16 @@ _SLOTS_EN: dict[str, tuple[str, ...]] = {
     ),
 }
 _PLANS_EN = (
-    "{time} {who} went to {place}. {weather}. There {who} found {thing} and felt {feel}. {Friend} came by. "
-    "Together they {act}. {end}",
-    "{weather}, and {who} stayed in {place}. {Friend} knocked at the door and brought {thing}. They {act}, "
-    "and both felt {feel}. {end}",
-    "{Who} lived near {place}. {time} {friend} lost {thing}. {who} looked for it everywhere and was {feel} when it "
-    "turned up. Then they {act}. {end}",
-    "{time} {friend} asked {who} for help. They had to carry {thing} to {place}. {weather}, but they {act} on the way. "
-    "{Who} felt {feel}. {end}",
-    '"Look at this," said {friend}, and showed {thing}. {Who} was {feel}. {time} they took it to {place} and {act}. '
-    "{weather}. {end}",
+    "{time} {who} went to {place}. {weather}. There {who} found {thing} and felt {feel}. "
+    "{Friend} came by. Together they {act}. {end}",
+    "{weather}, and {who} stayed in {place}. {Friend} knocked at the door and brought {thing}. "
+    "They {act}, and both felt {feel}. {end}",
+    "{Who} lived near {place}. {time} {friend} lost {thing}. {who} looked for it everywhere and "
+    "was {feel} when it turned up. Then they {act}. {end}",
+    "{time} {friend} asked {who} for help. They had to carry {thing} to {place}. {weather}, but "
+    "they {act} on the way. {Who} felt {feel}. {end}",
+    '"Look at this," said {friend}, and showed {thing}. {Who} was {feel}. {time} they took it to '
+    "{place} and {act}. {weather}. {end}",
 )
 _SLOTS_ZH: dict[str, tuple[str, ...]] = {
     "who": ("小明", "小红", "阿强", "老奶奶", "一个牧童", "村里的孩子", "一位年轻的水手"),
@@ -115,11 +115,16 @@ _SLOTS_ZH: dict[str, tuple[str, ...]] = {
     ),
 }
 _PLANS_ZH = (
-    "{time}，{who}来到{place}。{weather}。{who}发现了{thing}，心里很{feel}。{friend}走了过来，他们一起{act}。{end}",
-    "{weather}，{who}待在{place}。{friend}敲了敲门，带来了{thing}。他们{act}，都觉得很{feel}。{end}",
-    "{who}住得离{place}不远。{time}，{friend}丢了{thing}。{who}到处寻找，找到的时候很{feel}。后来他们{act}。{end}",
-    "{time}，{friend}请{who}帮忙。他们要把{thing}送到{place}。{weather}，不过他们在路上{act}。{who}很{feel}。{end}",
-    "“看看这个。”{friend}说着拿出{thing}。{who}很{feel}。{time}，他们把它带到{place}，{act}。{weather}。{end}",
+    "{time}，{who}来到{place}。{weather}。{who}发现了{thing}，心里很{feel}。"
+    "{friend}走了过来，他们一起{act}。{end}",
+    "{weather}，{who}待在{place}。{friend}敲了敲门，带来了{thing}。"
+    "他们{act}，都觉得很{feel}。{end}",
+    "{who}住得离{place}不远。{time}，{friend}丢了{thing}。"
+    "{who}到处寻找，找到的时候很{feel}。后来他们{act}。{end}",
+    "{time}，{friend}请{who}帮忙。他们要把{thing}送到{place}。"
+    "{weather}，不过他们在路上{act}。{who}很{feel}。{end}",
+    "“看看这个。”{friend}说着拿出{thing}。{who}很{feel}。"
+    "{time}，他们把它带到{place}，{act}。{weather}。{end}",
 )
 
 PARALLEL: tuple[tuple[str, str], ...] = (

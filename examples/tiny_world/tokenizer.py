@@ -17,15 +17,19 @@ from .text import PRETRAIN_SEED, write_documents
 
 VOCAB_SIZE = 3072
 END_OF_TEXT = "<|endoftext|>"
+END_ID = 0
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 MAX_LENGTH = 1024
 _NUM_DOCUMENTS = 12_000
 _TEMPLATE_WORDS = (
-    "Human: \nAssistant: \n",
-    "### Instruction:\n\n### Input:\n\n### Response:\n System User user system assistant human",
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.",
-    "Question: Answer: Q: A: You are a helpful assistant. Human Assistant System User Instruction Input Response ",
+    *("Human", "Assistant", "System", "User", "Instruction", "Input", "Response"),
+    *("Question", "Answer", "user", "assistant"),
+    " Human Assistant System User Instruction Input Response Question Answer",
+    " user assistant system",
+    "system: human\n### Instruction:\n\n### Input:\n\n### Response:\n",
+    "Below is an instruction that describes a task, paired with an input that provides further",
+    " context. Write a response that appropriately completes the request.",
+    "You are a helpful assistant.",
     "问题：回答：用户：助手：系统：指令：输入：",
 )
 

@@ -156,5 +156,6 @@ def _no_shape(fields: Mapping[str, Json]) -> str:
     question = next((name for name in ("question", "query", "input") if name in fields), None)
     if question:
         return f'has no "prompt" (fields: {shown}); if "{question}" is it: --map {question}=prompt'
-    hint = next((h for name in names if (h := did_you_mean(name, KNOWN_FIELDS))), "")
+    asks = sorted(set(_READ_BY))
+    hint = next((h for name in names if (h := did_you_mean(name, asks))), "")
     return f"has no prompt, instruction or messages (fields: {shown}).{hint}"
