@@ -37,7 +37,7 @@ bench: setup  ## the table of the README: methods on the embedded model (about t
 	$(BIN)/python benchmarks/methods.py
 
 tiny-base: setup  ## make the embedded base model anew (about half an hour on one core)
-	$(BIN)/python -m examples.tiny_world.questions
+	$(BIN)/python -m examples.tiny_world.build
 	$(BIN)/python -m examples.tiny_world.pretrain
 
 clean:

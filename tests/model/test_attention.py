@@ -229,7 +229,7 @@ def test_a_probe_shorter_than_the_window_does_not_hide_that_a_model_needs_its_ma
     name: str,
 ) -> None:
     """These restrict their attention by a mask alone, and the kernel is not told of it. The
-    shortest rows are too short to show that, so the probe adds one that the window does not cover."""
+    shortest rows are too short to show that, so the probe adds one beyond the window."""
     model = make(name)
     model.base_model_prefix = "model"  # Llama 4 says "language_model", which it does not have
     long = documents((30, 21))
