@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# Threads that wait should not spin: see duiti/cli.py.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: setup demo test fmt lint type check bench tiny-base clean
 
 setup: $(READY)

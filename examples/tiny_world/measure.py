@@ -95,17 +95,17 @@ def train(
         factor = min((step + 1) / WARMUP_STEPS, (num_steps - step) / (num_steps - WARMUP_STEPS))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, factor)
-        ids, targets = _pad(batches[step])
-        logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
-        supervised = targets.flatten() != -100
-        loss = torch.nn.functional.cross_entropy(logits[supervised], targets.flatten()[supervised])
-        loss.backward()
+        batch = sorted(batches[step], key=lambda row: len(row[0]))
+        num_targets = sum(len(ids) - given for ids, given in batch)
+        loss = 0.0
+        for part in (batch[: BATCH_SIZE * 3 // 4], batch[BATCH_SIZE * 3 // 4 :]):
+            loss += _backward(model, part, num_targets)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 100 == 0 or step + 1 == num_steps:
             seconds = time.perf_counter() - started
-            print(f"step {step + 1}/{num_steps}  loss {loss.item():.3f}  {seconds:.1f} s")
+            print(f"step {step + 1}/{num_steps}  loss {loss:.3f}  {seconds:.1f} s")
     model.eval()
     return time.perf_counter() - started
 
@@ -160,14 +160,20 @@ def perplexity(model: torch.nn.Module, tokenizer: Tokenizer) -> float:
 
 
 def _batches(rows: Sequence[Encoded], rng: random.Random) -> list[list[Encoded]]:
-    """An epoch in random order, but within every 32 batches rows of like length go together."""
+    """An epoch in random order. (Batches of like length would be batches of like questions.)"""
     order = rng.sample(rows, len(rows))
-    batches = []
-    for begin in range(0, len(order), 32 * BATCH_SIZE):
-        pool = sorted(order[begin : begin + 32 * BATCH_SIZE], key=lambda row: len(row[0]))
-        part = [pool[i : i + BATCH_SIZE] for i in range(0, len(pool), BATCH_SIZE)]
-        batches += rng.sample(part, len(part))
-    return batches
+    return [order[i : i + BATCH_SIZE] for i in range(0, len(order), BATCH_SIZE)]
+
+
+def _backward(model: torch.nn.Module, rows: Sequence[Encoded], num_targets: int) -> float:
+    """These rows' share of the batch's mean loss, padded among themselves."""
+    if not rows:
+        return 0.0
+    ids, targets = _pad(rows)
+    logits = model(input_ids=ids[:, :-1]).logits.flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
+    (loss / num_targets).backward()
+    return loss.item() / num_targets
 
 
 def _pad(rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:

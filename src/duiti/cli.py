@@ -5,6 +5,7 @@ Only what `--help` needs is imported here: a verb is imported when it is used (`
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -38,6 +39,9 @@ for number, (verb, summary) in enumerate(VERBS.items()):
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command line and exit with its code. `--debug` adds the traceback to an error."""
+    # OpenMP's threads spin while they wait. Beside any other busy process that starves the thread
+    # they wait for: a step of a small model took fifty times as long. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
