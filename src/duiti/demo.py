@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -41,6 +42,8 @@ RECIPE: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 4e-3}
 def run_demo(output: str) -> Run:
     """Train, ask, and show both on stdout. Leaves a run in `output`."""
     console, talk = Console(highlight=False), Talk()
+    # The model is so small that waking a second thread costs more than it brings.
+    torch.set_num_threads(1)
     started = time.perf_counter()
     config = Config(data=(str(tiny.data_path("train")),), model="tiny", output=output, **RECIPE)
     run = finetune(config, talk=talk)
