@@ -109,15 +109,30 @@ class Config(_Section):
         default_factory=dict
     )
     """Rename fields before reading: `question=prompt,answer=response`."""
+    filter: str | None = None
+    """Keep a row only if a function of yours says so: `file.py:function`, called with its fields."""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """What a row that cannot be used does to the run: stop it, or be dropped and listed."""
     template: str = "auto"
     """`human-assistant`, `instruction-response`, `alpaca`, `chatml`, `model` (its own chat
     template) or a YAML file. `auto`: the model's own if it has one, else `human-assistant`."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Which tokens are trained: every `assistant` turn, the `last` one, or `all` of the text."""
+    special_tokens: Literal["reject", "escape", "allow"] = "reject"
+    """Control tokens written in a message, such as `<|im_end|>`: the row is rejected, they become
+    ordinary text (`escape`), or they act (`allow`)."""
+    date: str = "auto"
+    """What a template that asks for the date gets: `2026-03-31`. `auto`: today, when the run starts."""
     max_length: Auto | Annotated[int, Field(ge=2)] = "auto"
     """Longest text in tokens. `auto`: what the model's positions allow."""
-    over_length: Literal["drop", "error"] = "drop"
-    """What happens to a longer one. More than 1 % of the answer tokens dropped stops the run."""
+    over_length: Literal["drop", "error", "truncate"] = "drop"
+    """What happens to a longer one. More than 1 % of the answer tokens lost stops the run."""
+    strict: bool = False
+    """Refuse the data for what is otherwise a warning: duplicates, contradictions, lossy templates."""
+    cache: bool = True
+    """Keep prepared data for the next run with the same files, model and settings."""
+    workers: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    """Processes that prepare data. `auto`: one per CPU core, and one for little data."""
     method: Method = "lora"
     """What is trained: `lora` adapters, the `last-n` layers, or the `full` model."""
     lora: LoraConfig = LoraConfig()

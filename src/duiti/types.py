@@ -21,8 +21,9 @@ IGNORE_INDEX = -100
 """Label of a token that is not trained (the value that PyTorch's cross-entropy ignores)."""
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 TokenIds: TypeAlias = npt.NDArray[np.int32]
+Weights: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +56,39 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A function that an assistant turn calls."""
+
+    name: str
+    arguments: Json
+    """An object as a rule. Rows that give it as a string of JSON are parsed when they are read."""
+    id: str = ""
+    """What a `tool` message refers to as `tool_call_id`; empty: the row gives none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a conversation."""
 
     role: Role
     content: str
+    """Empty only where an assistant turn has tool calls or reasoning in its place."""
     input: str = ""
     """The `input` of an alpaca row: a template may place it apart from the instruction; every other
     template sees it joined to `content` by a newline."""
+    reasoning: str = ""
+    """What the assistant thinks before it answers (`reasoning_content`); how it is shown, and in
+    which turns, is the template's to say."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Functions that an assistant turn calls."""
+    name: str = ""
+    """Of the function whose result a `tool` message holds, where the row gives it."""
+    tool_call_id: str = ""
+    """Of the call whose result a `tool` message holds, where the row gives it."""
     train: bool | None = None
     """Overrides whether an assistant turn is trained; None leaves it to the setting."""
+    weight: float = 1.0
+    """Of an assistant turn's tokens in the loss; 0 is the same as `train: false`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +97,8 @@ class Sample:
 
     messages: tuple[Message, ...]
     origin: Origin
+    tools: tuple[Json, ...] = ()
+    """Functions that the assistant may call, each as the row describes it (a JSON schema)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +112,8 @@ class Turn:
     """Everything before the answer, rendered as for serving (with the generation prompt)."""
     answer: str
     """What the model must produce: the text and its one stop token, nothing after."""
-    is_trained: bool
+    weight: float = 1.0
+    """Of the answer's tokens in the loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +125,8 @@ class Example:
     labels: TokenIds
     """[T] aligned with `input_ids` (not shifted): the id itself where trained, else -100."""
     origin: Origin
+    weights: Weights | None = None
+    """[T] of each trained token in the loss; None: all are 1."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -126,6 +155,8 @@ class Batch:
     """[N] int64 positions whose next token is trained."""
     targets: torch.Tensor
     """[N] int64 those next tokens."""
+    weights: torch.Tensor | None = None
+    """[N] float32 of each target in the loss; None: all are 1."""
 
     @property
     def num_tokens(self) -> int:
