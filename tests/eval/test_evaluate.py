@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -74,6 +78,57 @@ def test_the_loss_is_the_mean_over_all_tokens_however_rows_are_batched(
         assert found == pytest.approx(expected, abs=1e-5)
     one_by_one = SFTModel(model.hf, is_packed=False)
     assert held_out_loss(one_by_one, examples) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_loss_counts_each_token_with_its_weight(model: Model, examples: list[Example]) -> None:
+    losses = [row.double() for row in plain_losses(model.hf, examples)]
+    random = np.random.default_rng(0)
+    weighted = [examples[0]]  # one has none
+    expected, weight_sum = losses[0].sum().item(), float(len(losses[0]))
+    for row, row_losses in zip(examples[1:], losses[1:], strict=True):
+        weights = random.uniform(0.2, 5.0, len(row)).astype(np.float32)
+        weighted.append(replace(row, weights=weights))
+        own = torch.tensor(weights[row.labels != -100].astype(np.float64))
+        expected += (own * row_losses).sum().item()
+        weight_sum += own.sum().item()
+    expected /= weight_sum
+    assert abs(expected - torch.cat(losses).mean().item()) > 1e-3  # would be told apart
+    sft = SFTModel(model.hf)
+    for budget in (1, 40, 100, 4096):
+        # Losses of order 10 from logits that agree to 1e-6.
+        found = held_out_loss(sft, weighted, micro_batch_tokens=budget)
+        assert found == pytest.approx(expected, abs=1e-5)
+    twice = [replace(row, weights=np.full(len(row), 2, np.float32)) for row in examples]
+    assert held_out_loss(sft, twice) == held_out_loss(sft, examples)
+
+
+@dataclass
+class Store(Sequence[Example]):
+    """Examples that know their lengths and count how often each is read."""
+
+    rows: list[Example]
+    reads: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        return np.array([len(row) for row in self.rows], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Example]:
+        raise AssertionError("a store is read where it is needed, not through")
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        self.reads[index] += 1
+        return self.rows[index]
+
+
+def test_every_example_of_a_store_is_read_once(model: Model, examples: list[Example]) -> None:
+    store, sft = Store(examples), SFTModel(model.hf)
+    found = held_out_loss(sft, store, micro_batch_tokens=100)
+    assert found == held_out_loss(sft, examples, micro_batch_tokens=100)
+    assert store.reads == dict.fromkeys(range(len(examples)), 1)
 
 
 def test_measuring_leaves_mode_gradients_and_random_stream_alone(

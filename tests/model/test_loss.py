@@ -29,8 +29,17 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, 
     return hidden, head, bias, torch.randint(V, (N,), generator=generator)
 
 
+def mixed_weights() -> Tensor:
+    return torch.rand(N, generator=torch.Generator().manual_seed(1)) * 3 + 0.1
+
+
 def dense(
-    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, shape: LogitShape
+    hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    shape: LogitShape,
+    weights: Tensor | None = None,
 ) -> Tensor:
     logits = hidden @ head.T
     if bias is not None:
@@ -38,7 +47,8 @@ def dense(
     logits = logits * shape.scale
     if shape.cap is not None:
         logits = shape.cap * torch.tanh(logits / shape.cap)
-    return cross_entropy(logits, targets, reduction="sum")
+    losses = cross_entropy(logits, targets, reduction="none")
+    return losses.sum() if weights is None else (losses * weights).sum()
 
 
 def assert_near(found: Tensor, expected: Tensor) -> None:
@@ -48,9 +58,14 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("rows_at_once", [1, 5, 1000])
 @pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("weights", [None, mixed_weights()], ids=["plain", "weighted"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_loss_and_gradients_are_those_of_dense_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, shape: LogitShape, has_bias: bool, rows_at_once: int
+    monkeypatch: pytest.MonkeyPatch,
+    shape: LogitShape,
+    weights: Tensor | None,
+    has_bias: bool,
+    rows_at_once: int,
 ) -> None:
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * V * rows_at_once)
     hidden, head, bias, targets = inputs()
@@ -58,14 +73,68 @@ def test_loss_and_gradients_are_those_of_dense_cross_entropy(
     wide = [t.double().requires_grad_() for t in (hidden, head, bias)]
     # A factor behind the loss: gradients must carry it.
     found = supervised_loss(
-        ours[0], ours[1], targets, bias=ours[2] if has_bias else None, shape=shape
+        ours[0], ours[1], targets, weights=weights, bias=ours[2] if has_bias else None, shape=shape
     )
     (0.3 * found).backward()
-    expected = dense(wide[0], wide[1], wide[2] if has_bias else None, targets, shape)
+    expected = dense(wide[0], wide[1], wide[2] if has_bias else None, targets, shape, weights)
     (0.3 * expected).backward()
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=TOLERANCE)
     for mine, reference in list(zip(ours, wide, strict=True))[: 3 if has_bias else 2]:
+        assert mine.grad is not None
+        assert reference.grad is not None
+        assert_near(mine.grad, reference.grad)
+
+
+def loss_and_gradients(weights: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
+    hidden, head, bias, targets = inputs(dtype)
+    leaves = [t.requires_grad_() for t in (hidden, head, bias)]
+    loss = supervised_loss(hidden, head, targets, weights=weights, bias=bias)
+    loss.backward()
+    return [loss.detach(), *[leaf.grad for leaf in leaves if leaf.grad is not None]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("factor", [1.0, 2.0, 0.25])
+def test_a_common_weight_is_a_factor_of_loss_and_gradients_to_the_bit(
+    factor: float, dtype: torch.dtype
+) -> None:
+    """Powers of two, so that no product is rounded."""
+    plain = loss_and_gradients(None, dtype)
+    weighted = loss_and_gradients(torch.full((N,), factor), dtype)
+    assert len(plain) == 4
+    for mine, reference in zip(weighted, plain, strict=True):
+        assert torch.equal(mine, factor * reference)
+
+
+def test_without_weights_loss_and_gradients_are_to_the_bit_those_of_softmax_minus_onehot() -> None:
+    hidden, head, bias, targets = inputs()
+    logits = hidden @ head.T + bias
+    norm = logits.logsumexp(dim=-1, keepdim=True)
+    delta = (logits - norm).exp()
+    delta[torch.arange(N), targets] -= 1
+    expected = [
+        (norm - logits.gather(1, targets[:, None])).sum(),
+        delta @ head,
+        delta.T @ hidden,
+        delta.sum(dim=0),
+    ]
+    for mine, reference in zip(loss_and_gradients(None, torch.float32), expected, strict=True):
+        assert torch.equal(mine, reference)
+
+
+def test_a_whole_weight_is_that_many_repetitions() -> None:
+    hidden, head, _, targets = inputs()
+    times = torch.arange(N) % 4 + 1
+    ours = [t.clone().requires_grad_() for t in (hidden, head)]
+    found = supervised_loss(ours[0], ours[1], targets, weights=times.float())
+    found.backward()
+    wide = [t.double().requires_grad_() for t in (hidden, head)]
+    rows = torch.arange(N).repeat_interleave(times)
+    expected = dense(wide[0][rows], wide[1], None, targets[rows], LogitShape())
+    expected.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=TOLERANCE)
+    for mine, reference in zip(ours, wide, strict=True):
         assert mine.grad is not None
         assert reference.grad is not None
         assert_near(mine.grad, reference.grad)
@@ -87,16 +156,20 @@ def test_only_the_gradients_that_are_needed_are_formed(needed: tuple[bool, bool]
 
 def test_the_inputs_are_not_changed() -> None:
     hidden, head, bias, targets = inputs()
-    before = [t.clone() for t in (hidden, head, bias, targets)]
-    supervised_loss(hidden.requires_grad_(), head.requires_grad_(), targets, bias=bias).backward()
-    for now, then in zip((hidden, head, bias, targets), before, strict=True):
+    weights = mixed_weights()
+    before = [t.clone() for t in (hidden, head, bias, targets, weights)]
+    hidden.requires_grad_()
+    head.requires_grad_()
+    supervised_loss(hidden, head, targets, weights=weights, bias=bias).backward()
+    for now, then in zip((hidden, head, bias, targets, weights), before, strict=True):
         assert torch.equal(now, then)
 
 
-def test_zero_rows_cost_nothing_and_give_zero_gradients() -> None:
+@pytest.mark.parametrize("weights", [None, torch.ones(0)], ids=["plain", "weighted"])
+def test_zero_rows_cost_nothing_and_give_zero_gradients(weights: Tensor | None) -> None:
     hidden, head, bias, targets = inputs()
     leaves = [t.clone().requires_grad_() for t in (hidden[:0], head, bias)]
-    loss = supervised_loss(leaves[0], leaves[1], targets[:0], bias=leaves[2])
+    loss = supervised_loss(leaves[0], leaves[1], targets[:0], weights=weights, bias=leaves[2])
     loss.backward()
     assert loss.item() == 0.0
     for leaf in leaves:
@@ -116,29 +189,30 @@ def test_huge_logits_stay_finite() -> None:
     assert bool(hidden.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("weights", [torch.ones(N), mixed_weights()], ids=["ones", "mixed"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bfloat16_stays_within_its_rounding(shape: LogitShape) -> None:
+def test_bfloat16_stays_within_its_rounding(shape: LogitShape, weights: Tensor) -> None:
     """The reference takes the same bfloat16 values in float64, so only our roundings count.
 
     A logit is rounded once, by at most e = 2^-8 max|z|. Cross-entropy moves by at most 2 e' in a
     row (log-sum-exp and the target's logit, each 1-Lipschitz), where e' = scale * e (tanh
     contracts). d loss / d logit = (p - onehot) * slope: p moves by a factor of exp(2 e') at most,
     slope by 2 e' / cap of its scale, and the product is rounded once (2^-8); what is multiplied
-    then is rounded once more.
+    then is rounded once more. A row's weight is a factor of its loss, gradient and their errors.
     """
     unit = 2.0**-8
     hidden, head, _, targets = inputs(torch.bfloat16)
     ours = [t.clone().requires_grad_() for t in (hidden, head)]
     wide = [t.double().requires_grad_() for t in (hidden, head)]
-    loss = supervised_loss(ours[0], ours[1], targets, shape=shape)
+    loss = supervised_loss(ours[0], ours[1], targets, weights=weights, shape=shape)
     loss.backward()
-    expected = dense(wide[0], wide[1], None, targets, shape)
+    expected = dense(wide[0], wide[1], None, targets, shape, weights)
     expected.backward()
 
     with torch.no_grad():
         raw = wide[0] @ wide[1].T
         moved = shape.scale * unit * raw.abs().max()
-        assert (loss - expected).abs() <= 2 * moved * N
+        assert (loss - expected).abs() <= 2 * moved * weights.sum()
 
         shaped, slope_moved = raw * shape.scale, 0.0
         slope = torch.full_like(raw, shape.scale)
@@ -151,7 +225,7 @@ def test_bfloat16_stays_within_its_rounding(shape: LogitShape) -> None:
         grad = (p - onehot) * slope
         p_moved = p * ((2 * moved).exp() - 1)
         off = p_moved * slope + (p - onehot).abs() * slope_moved + p_moved * slope_moved
-        off = off + unit * (grad.abs() + off)
+        off = (off + unit * (grad.abs() + off)) * weights[:, None]
         for mine, reference, bound in (
             (ours[0].grad, wide[0].grad, off @ wide[1].abs()),
             (ours[1].grad, wide[1].grad, off.T @ wide[0].abs()),

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from duiti.config import Config
+from duiti.data.batch import collate
 from duiti.errors import DuitiError
 from duiti.model.freeze import choose_trained
 from duiti.model.sft_model import SFTModel
@@ -37,6 +38,19 @@ def rows(lengths: Sequence[int] = LENGTHS) -> list[Example]:
     return [row(length, length // 2, number) for number, length in enumerate(lengths)]
 
 
+def weighted(examples: Sequence[Example], *values: Sequence[float] | None) -> list[Example]:
+    """Examples with these weights of their trained tokens, repeated over them; None: none given."""
+    found = []
+    for example, own in zip(examples, values, strict=True):
+        weights = None if own is None else np.resize(np.array(own, np.float32), len(example))
+        found.append(replace(example, weights=weights))
+    return found
+
+
+def mixed() -> list[Example]:
+    return weighted(rows(), [3.0, 0.5], [0.1, 2.0, 7.0], None, [5.0])
+
+
 def plan(**more: float) -> StepPlan:
     values = {"batch_size": 4, "micro_batch_tokens": 4096, "max_grad_norm": 0.0, "seed": 0, **more}
     rate = RatePlan(peak=1e-3, schedule="constant", warmup_steps=0, total_steps=5)
@@ -53,16 +67,21 @@ def trained(
 
 def plain_mean_loss(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[Tensor, int]:
     """What one writes without a library: every row alone, logits[:-1] against ids[1:]."""
-    total, count = torch.zeros(()), 0
+    total, weight_sum, count = torch.zeros(()), 0.0, 0
     for example in examples:
         ids = torch.tensor(example.input_ids.astype(np.int64))
         labels = torch.tensor(example.labels.astype(np.int64))[1:]
         logits = model(input_ids=ids[None]).logits[0, :-1]
-        total = total + cross_entropy(
-            logits[labels != -100], labels[labels != -100], reduction="sum"
-        )
-        count += int((labels != -100).sum())
-    return total / count, count
+        is_trained = labels != -100
+        weights = torch.ones(len(ids))
+        if example.weights is not None:
+            weights = torch.tensor(example.weights)
+        weights = weights[1:][is_trained]
+        losses = cross_entropy(logits[is_trained], labels[is_trained], reduction="none")
+        total = total + (weights * losses).sum()
+        weight_sum += weights.double().sum().item()
+        count += int(is_trained.sum())
+    return total / weight_sum, count
 
 
 def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -86,15 +105,20 @@ def test_the_first_loss_is_that_of_plain_transformers(
 
 
 @pytest.mark.parametrize("budget", [1, 20, 95, 4096])
+@pytest.mark.parametrize("given_rows", [rows(), mixed()], ids=["plain", "weighted"])
 def test_the_gradient_of_an_update_is_that_of_its_mean_loss_however_it_is_cut(
-    llama_dir: Path, budget: int
+    llama_dir: Path, given_rows: list[Example], budget: int
 ) -> None:
     plain = AutoModelForCausalLM.from_pretrained(llama_dir)
-    plain_mean_loss(plain, rows())[0].backward()
+    loss, count = plain_mean_loss(plain, given_rows)
+    loss.backward()
     expected = gradients(plain)
     model, sft, optimizer = trained(llama_dir)
-    metrics = train_step(sft, optimizer, rows(), plan(micro_batch_tokens=budget), step=1, epoch=1.0)
+    steps = plan(micro_batch_tokens=budget)
+    metrics = train_step(sft, optimizer, given_rows, steps, step=1, epoch=1.0)
     found = gradients(model)
+    assert metrics.loss == pytest.approx(loss.item(), abs=1e-5)
+    assert metrics.supervised_tokens == count
     assert found.keys() == expected.keys()
     for name, grad in expected.items():
         assert (found[name] - grad).abs().max() <= 1e-5 * grad.abs().max() + 1e-7, name
@@ -103,14 +127,15 @@ def test_the_gradient_of_an_update_is_that_of_its_mean_loss_however_it_is_cut(
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("given_rows", [rows(), mixed()], ids=["plain", "weighted"])
 def test_four_parts_two_parts_and_one_part_give_the_same_gradient(
-    qwen3_dir: Path, method: str
+    qwen3_dir: Path, given_rows: list[Example], method: str
 ) -> None:
     found = []
     for budget in (2, 95, 4096):
         model, sft, optimizer = trained(qwen3_dir, Config(method=method))
         metrics = train_step(
-            sft, optimizer, rows(), plan(micro_batch_tokens=budget), step=1, epoch=1.0
+            sft, optimizer, given_rows, plan(micro_batch_tokens=budget), step=1, epoch=1.0
         )
         found.append((metrics, gradients(model)))
     one = found[-1]
@@ -125,12 +150,89 @@ def test_four_parts_two_parts_and_one_part_give_the_same_gradient(
             assert (grads[name] - grad).abs().max() <= 1e-6 * largest, name
 
 
+@pytest.mark.parametrize("budget", [2, 95, 4096])
+@pytest.mark.parametrize("factor", [1.0, 2.0, 0.25])
+def test_a_common_weight_changes_no_bit(qwen3_dir: Path, factor: float, budget: int) -> None:
+    """Powers of two, so that no product is rounded: then not even Adam sees a difference."""
+    steps = plan(micro_batch_tokens=budget, max_grad_norm=0.5)
+    plain, sft, optimizer = trained(qwen3_dir)
+    expected = train_step(sft, optimizer, rows(), steps, step=1, epoch=1.0)
+    model, sft, optimizer = trained(qwen3_dir)
+    same = weighted(rows(), *[[factor]] * len(LENGTHS))
+    found = train_step(sft, optimizer, same, steps, step=1, epoch=1.0)
+    assert (found.loss, found.grad_norm) == (expected.loss, expected.grad_norm)
+    assert found.supervised_tokens == expected.supervised_tokens
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_without_weights_the_divisor_is_the_number_of_terms_to_the_bit(llama_dir: Path) -> None:
+    """The update spelt out: sums over the parts, one product with 1 / number of terms."""
+    reference, sft, _ = trained(llama_dir)
+    loss_sum, number = torch.zeros(()), 0
+    for part in ([1], [2, 0, 3]):
+        loss, _ = sft(collate([rows()[index] for index in part]))
+        loss.backward()
+        loss_sum += loss.detach()
+        number += sum(rows()[index].num_supervised for index in part)
+    expected = {name: grad * (1.0 / number) for name, grad in gradients(reference).items()}
+    model, sft, optimizer = trained(llama_dir)
+    steps = plan(micro_batch_tokens=90)
+    metrics = train_step(sft, optimizer, rows(), steps, step=1, epoch=1.0)
+    assert metrics.loss == (loss_sum / number).item()
+    for name, grad in gradients(model).items():
+        assert torch.equal(grad, expected[name]), name
+
+
+def test_a_span_of_weight_three_is_that_span_three_times(llama_dir: Path) -> None:
+    """A row of two answers, of which the second counts thrice; the reference repeats the row and
+    trains in the repetitions that answer only. Plain transformers, no weight anywhere."""
+    both = row(30, 10, 0)
+    both.labels[15:20] = -100
+    second = replace(both, labels=both.labels.copy())
+    second.labels[:20] = -100
+    weights = np.ones(30, np.float32)
+    weights[20:] = 3.0
+    other = row(13, 6, 1)
+
+    plain = AutoModelForCausalLM.from_pretrained(llama_dir)
+    loss, count = plain_mean_loss(plain, [both, second, second, other])
+    loss.backward()
+    assert count == 15 + 2 * 10 + 7
+    model, sft, optimizer = trained(llama_dir)
+    given_rows = [replace(both, weights=weights), other]
+    metrics = train_step(sft, optimizer, given_rows, plan(), step=1, epoch=1.0)
+    assert metrics.loss == pytest.approx(loss.item(), abs=1e-5)
+    assert metrics.supervised_tokens == 15 + 7  # terms, not repetitions
+    for name, grad in gradients(plain).items():
+        found = gradients(model)[name]
+        assert (found - grad).abs().max() <= 1e-5 * grad.abs().max() + 1e-7, name
+
+
+def test_weights_of_tokens_that_are_not_trained_do_not_count(llama_dir: Path) -> None:
+    found = []
+    for elsewhere in (0.0, 1e6):
+        model, sft, optimizer = trained(llama_dir)
+        given_rows = mixed()
+        for example in given_rows:
+            if example.weights is not None:
+                example.weights[example.labels == -100] = elsewhere
+        metrics = train_step(sft, optimizer, given_rows, plan(), step=1, epoch=1.0)
+        found.append((metrics.loss, gradients(model)))
+    assert found[0][0] == found[1][0]
+    for name, grad in found[0][1].items():
+        assert torch.equal(grad, found[1][1][name])
+
+
 def test_a_mean_of_means_would_be_told_apart(llama_dir: Path) -> None:
     """Guards the tests above: with these rows the wrong denominator shows."""
     model = AutoModelForCausalLM.from_pretrained(llama_dir)
     with torch.no_grad():
         right = plain_mean_loss(model, rows())[0]
         wrong = torch.stack([plain_mean_loss(model, [r])[0] for r in rows()]).mean()
+        of_parts = torch.stack([plain_mean_loss(model, [r])[0] for r in mixed()]).mean()
+        assert abs(plain_mean_loss(model, mixed())[0] - right) > 1e-2
+        assert abs(plain_mean_loss(model, mixed())[0] - of_parts) > 1e-2
     assert abs(right - wrong) > 1e-2
 
 

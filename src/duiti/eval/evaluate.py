@@ -1,10 +1,11 @@
 """Measure a model on rows: the loss of the expected answers, and scores of its own answers.
 
     before_after = evaluate_rows(load(run), prepared)       # {"base": …, "tuned": …}
-    mean, count = held_out_loss(sft, examples)
+    mean = held_out_loss(sft, examples)
 
-The loss is the mean over all supervised tokens of all rows: it does not depend on how rows are
-batched. Nothing here moves a weight or a random stream of training.
+The loss is the mean over all supervised tokens of all rows, each counted with its weight as in
+training: it does not depend on how rows are batched. Nothing here moves a parameter or a random
+stream of training.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from duiti.data.batch import collate, micro_batches
+from duiti.data.batch import collate, lengths_of, micro_batches
 from duiti.eval.metrics import METRICS
 from duiti.infer.model import Model
 from duiti.model.sft_model import SFTModel
@@ -26,7 +27,7 @@ class Scores:
     """One model on one set of rows."""
 
     loss: float
-    """Mean over supervised tokens, in nats."""
+    """Weighted mean over supervised tokens, in nats."""
     metrics: dict[str, float]
     """Mean over answers, by metric; empty if nothing was generated."""
     stop_rate: float | None
@@ -50,20 +51,23 @@ class Asked:
 def held_out_loss(
     sft: SFTModel, examples: Sequence[Example], *, micro_batch_tokens: int = 4096
 ) -> float:
-    """Mean loss over all supervised tokens, in nats. Leaves the model's mode as it was."""
+    """Mean loss over all supervised tokens, in nats. Leaves the model's mode as it was.
+
+    It is what training minimizes, on other rows: a token counts with its weight, so that training
+    and validation loss can be compared. Without weights it is the plain mean."""
     was_training = sft.training
     sft.eval()
     device = next(sft.parameters()).device
-    total, count = 0.0, 0
-    lengths = [len(example) for example in examples]
+    total, weight_sum = 0.0, 0.0
+    lengths = lengths_of(examples)
     try:
         for part in micro_batches(range(len(examples)), lengths, budget=micro_batch_tokens):
-            loss, num_tokens = sft(collate([examples[i] for i in part], device))
+            loss, part_weight = sft(collate([examples[i] for i in part], device))
             total += loss.item()
-            count += num_tokens
+            weight_sum += part_weight
     finally:
         sft.train(was_training)
-    return total / count
+    return total / weight_sum
 
 
 def questions(examples: Sequence[Example], model: Model) -> list[Asked]:

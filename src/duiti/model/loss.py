@@ -1,13 +1,14 @@
 """Cross-entropy of the supervised positions, without ever holding their logits whole.
 
-    loss_sum = supervised_loss(hidden_ND, head_VD, targets_N)
+    loss_sum = supervised_loss(hidden_ND, head_VD, targets_N, weights=weights_N)
 
 Legend: N supervised positions, D hidden width, V vocabulary, C rows of a chunk.
 
 Only supervised positions are projected onto the vocabulary (prompts are most of a batch, and V is
 most of the work). Rows are projected C at a time, the loss is formed in float32, and the gradient
-with respect to hidden states and head is formed in the same pass: softmax(z) - onehot(target), so
-the backward pass is a multiplication by a scalar and logits live for one chunk only.
+with respect to hidden states and head is formed in the same pass: softmax(z) - onehot(target),
+times the position's weight, so the backward pass is a multiplication by a scalar and logits live
+for one chunk only.
 """
 
 from __future__ import annotations
@@ -37,18 +38,21 @@ def supervised_loss(
     head: Tensor,
     targets: Tensor,
     *,
+    weights: Tensor | None = None,
     bias: Tensor | None = None,
     shape: LogitShape = LogitShape(),
 ) -> Tensor:
-    """Sum over positions of -log softmax(head @ hidden)[target], in nats, as a float32 scalar.
+    """Sum over positions of -weight * log softmax(head @ hidden)[target], in nats, as a float32
+    scalar.
 
     Args:
         hidden: [N, D] hidden states at the supervised positions.
         head: [V, D] output embedding, of the same dtype or wider.
         targets: [N] int64, the token that follows each position.
+        weights: [N] float32 of each position; None: all are 1. No gradient flows to them.
         bias: [V] of the output layer, if it has one.
     """
-    loss: Tensor = _SupervisedLoss.apply(hidden, head, bias, targets, shape)  # type: ignore[no-untyped-call]
+    loss: Tensor = _SupervisedLoss.apply(hidden, head, bias, targets, weights, shape)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -60,6 +64,7 @@ class _SupervisedLoss(torch.autograd.Function):
         head: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        weights: Tensor | None,
         shape: LogitShape,
     ) -> Tensor:
         needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]
@@ -79,7 +84,9 @@ class _SupervisedLoss(torch.autograd.Function):
                 logits += bias.float()
             logits, slope = _shape(logits, shape)
             log_norm = logits.logsumexp(dim=-1, keepdim=True)
-            total += (log_norm - logits.gather(1, target)).sum()
+            losses = log_norm - logits.gather(1, target)
+            counted = None if weights is None else weights[start : start + chunk, None].float()
+            total += (losses if counted is None else losses * counted).sum()
             if not (needs_hidden or needs_head or needs_bias):
                 continue
             # d loss / d logits, in the memory of the logits
@@ -87,6 +94,8 @@ class _SupervisedLoss(torch.autograd.Function):
             grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
             if slope is not None:
                 grad *= slope
+            if counted is not None:
+                grad *= counted
             if grad_bias is not None:
                 grad_bias += grad.sum(dim=0)
             low = grad.to(hidden.dtype)
@@ -108,7 +117,7 @@ class _SupervisedLoss(torch.autograd.Function):
             None if grad is None else grad * grad_output.to(grad.dtype)
             for grad in ctx.saved_tensors
         )
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
 
 
 def _shape(logits: Tensor, shape: LogitShape) -> tuple[Tensor, Tensor | float | None]:

@@ -1,8 +1,8 @@
 """The module that is trained: a batch in, the sum of its losses out.
 
     sft = SFTModel(model)
-    loss_sum, num_tokens = sft(batch)
-    (loss_sum / num_tokens).backward()
+    loss_sum, weight_sum = sft(batch)
+    (loss_sum / weight_sum).backward()
 
 The backbone runs on all tokens; the vocabulary projection on the supervised ones only. Documents do
 not see each other: `can_pack` proves it on this very model before training, and where an
@@ -14,8 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -55,8 +58,10 @@ class SFTModel(nn.Module):
         # Not a submodule of its own: its parameters are the model's already.
         self._decoder = decoder
 
-    def forward(self, batch: Batch) -> tuple[Tensor, int]:
-        """The sum of the supervised losses in nats (float32 scalar), and how many there are."""
+    def forward(self, batch: Batch) -> tuple[Tensor, int | float]:
+        """The weighted sum of the supervised losses in nats (float32 scalar), and what to divide
+        it by: the sum of their weights (float64), or where there are none their number (int)."""
+        weight_sum = batch.num_supervised if batch.weights is None else _sum(batch.weights)
         device = batch.input_ids.device
         is_low = self.compute_dtype != torch.float32
         with torch.autocast(device.type, self.compute_dtype) if is_low else nullcontext():
@@ -67,10 +72,11 @@ class SFTModel(nn.Module):
             hidden.to(self.compute_dtype),
             head.weight,
             batch.targets,
+            weights=batch.weights,
             bias=getattr(head, "bias", None),  # nn.Linear(bias=False) has None, others no attribute
             shape=self.logit_shape,
         )
-        return loss, batch.num_supervised
+        return loss, weight_sum
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """[T, D] output of the backbone, final norm included."""
@@ -105,18 +111,29 @@ def logit_shape(model: PreTrainedModel) -> LogitShape:
     return LogitShape(scale=scale, cap=None if cap is None else float(cap))
 
 
-def probe_rows(model: PreTrainedModel, examples: Sequence[Example]) -> list[Example]:
+def probe_rows(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    *,
+    lengths: npt.NDArray[np.int32] | None = None,
+) -> list[Example]:
     """What `can_pack` needs: the shortest rows, and one that is longer than the model's window.
 
-    A window only shows in a row that it does not cover."""
-    by_length = sorted(examples, key=len)
-    chosen = by_length[:2] if len(by_length) > 1 else by_length * 2
+    A window only shows in a row that it does not cover.
+
+    Args:
+        lengths: tokens of each example, where that is known without reading them all.
+    """
+    if lengths is None:
+        lengths = np.fromiter((len(example) for example in examples), np.int32, len(examples))
+    by_length = np.argsort(lengths, kind="stable")
+    chosen = by_length[:2].tolist() if len(by_length) > 1 else by_length.tolist() * 2
     config = model.config.get_text_config()
     windows = [getattr(config, key, None) for key in ("sliding_window", "attention_chunk_size")]
     narrowest = min((window for window in windows if window), default=None)
     if narrowest is not None:
-        chosen = [*chosen, *[row for row in by_length if len(row) > narrowest][:1]]
-    return chosen
+        chosen += by_length[lengths[by_length] > narrowest][:1].tolist()
+    return [examples[index] for index in chosen]
 
 
 @torch.no_grad()
@@ -127,13 +144,14 @@ def can_pack(model: PreTrainedModel, batch: Batch) -> bool:
     logits of the model's own forward pass; then hidden states, packed, with those one by one.
 
     Args:
-        batch: `probe_rows`, collated.
+        batch: `probe_rows`, collated. Its weights do not matter.
 
     Raises:
         DuitiError: even one by one, the loss is not that of the model's own logits (the
             architecture changes its logits in a way that is not known here).
     """
     was_training = model.training
+    batch = replace(batch, weights=None)  # a small weight would hide a large error
     model.eval()
     try:
         # Half precision sums in another order: its noise, not an error in the layout.
@@ -164,6 +182,11 @@ def _plain_losses(model: PreTrainedModel, batch: Batch) -> Iterator[Tensor]:
         inside = (batch.supervised >= start) & (batch.supervised < end)
         rows = logits[batch.supervised[inside] - start].float()
         yield cross_entropy(rows, batch.targets[inside], reduction="sum").cpu()
+
+
+def _sum(weights: Tensor) -> float:
+    # On the CPU, for Apple's GPUs have no float64.
+    return float(weights.cpu().sum(dtype=torch.float64))
 
 
 def _documents(batch: Batch) -> Iterator[tuple[int, int]]:

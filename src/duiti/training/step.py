@@ -3,8 +3,9 @@
     for metrics in train_steps(sft, optimizer, examples, plan):
         ...                          # log, evaluate, save: the caller decides
 
-The gradient of an update is the gradient of (sum of the losses of its supervised tokens) / (their
-number), over all its micro-batches: sums are accumulated, and divided once.
+The gradient of an update is the gradient of (weighted sum of the losses of its supervised tokens) /
+(sum of their weights), over all its micro-batches: sums are accumulated, and divided once. So a
+weight counts relative to the others of its update; without weights it is the mean over tokens.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ class StepMetrics:
     epoch: float
     """Passes over the data, this update included."""
     loss: float
-    """Mean over the update's supervised tokens, in nats, before the update."""
+    """Weighted mean over the update's supervised tokens, in nats, before the update."""
     num_tokens: int
     """Tokens of the update."""
     supervised_tokens: int
-    """Cross-entropy terms of the update."""
+    """Cross-entropy terms of the update, whatever their weights."""
     lr: float
     grad_norm: float
     """Before clipping."""
@@ -112,18 +113,20 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
     num_supervised = num_tokens = 0
+    weight_sum: int | float = 0
     lengths = [len(row) for row in rows]
     for part in micro_batches(range(len(rows)), lengths, budget=plan.micro_batch_tokens):
         batch = collate([rows[i] for i in part], device)
-        loss, count = sft(batch)
+        loss, part_weight = sft(batch)
         loss.backward()
         loss_sum += loss.detach()
-        num_supervised += count
+        weight_sum += part_weight
+        num_supervised += batch.num_supervised
         num_tokens += batch.num_tokens
     grads = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_(grads, 1.0 / num_supervised)
+    torch._foreach_mul_(grads, 1.0 / weight_sum)
     norm = torch.nn.utils.get_total_norm(grads)
-    mean_loss, grad_norm = (loss_sum / num_supervised).item(), norm.item()
+    mean_loss, grad_norm = (loss_sum / weight_sum).item(), norm.item()
     if not (_is_finite(mean_loss) and _is_finite(grad_norm)):
         raise DuitiError(
             f"step {step}: the loss is {mean_loss}, the gradient's norm {grad_norm}",
