@@ -1,6 +1,6 @@
 """Measure a model on rows: the loss of the expected answers, and scores of its own answers.
 
-    before_after = evaluate_rows(load(run), prepared)       # {"base": …, "tuned": …}
+    scores, answers = score(load(run), examples)
     mean = held_out_loss(sft, examples)
 
 The loss is the mean over all supervised tokens of all rows, each counted with its weight as in
