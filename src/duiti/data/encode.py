@@ -1,144 +1,270 @@
 """Turns to examples: ids and labels, born together.
 
-    encoder = Encoder(tokenizer, template)
-    for item in encoder.encode(samples):        # the examples of a sample, or Rejected
+    encoder = Encoder(spec, tokenizers.Tokenizer.from_str(…), EncodeOptions())
+    encoded = encoder.encode(sample)            # raises RowError
+    ids = encoder.prompt_ids(messages)          # what serving sends
 
 Ids of a turn are `ids(prompt) + ids(answer)`: the border is where serving cuts, so prompt ids in
 training are those of serving by construction. A later turn of a conversation joins the example of
 the turn before where the ids of its prompt begin with that example's ids; where they do not (a
 template that rewrites history, a tokenizer that merges across the border) the conversation is
 *unrolled*: the turn gets its own example, in exactly the context in which it will be served.
+
+Works on the tokenizer's Rust core alone: no transformers, so that a child process starts fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from duiti.data.spans import control_tokens, find_turns
-from duiti.data.template import Template
+from duiti.data.control import CLOSE, OPEN, AddedToken, Control, Mode, split_marked
+from duiti.data.pretokens import FastEncoder
+from duiti.data.render import Renderer, TemplateFault, TemplateSpec
+from duiti.data.spans import TrainOn, TurnFinder
 from duiti.errors import RowError
-from duiti.types import IGNORE_INDEX, Example, Message, Origin, Rejected, Sample, Turn
+from duiti.types import Json, Message, Sample, Turn
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from tokenizers import Tokenizer
 
-CHUNK_ROWS = 1024
-"""Rows tokenized at once: enough to keep the tokenizer's threads busy, little to hold."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeOptions:
+    """What a user may choose about encoding."""
+
+    train_on: TrainOn = "assistant"
+    special_tokens: Mode = "reject"
+    truncate_to: int | None = None
+    """Longer examples are cut to this many tokens; None: nothing is cut."""
+    bos_token: str | None = None
+    eos_token: str | None = None
+
+
+@dataclass(slots=True)
+class Piece:
+    """One example as plain lists."""
+
+    ids: list[int]
+    spans: list[tuple[int, int, float]]
+    """Start, end and weight of each trained part."""
+
+    @property
+    def num_supervised(self) -> int:
+        return sum(end - start for start, end, _ in self.spans)
+
+
+@dataclass(slots=True)
+class Encoded:
+    """The examples of one sample, and what was cut from them."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    """Empty where nothing trained was left."""
+    notes: set[str] = field(default_factory=set)
+    num_tokens: int = 0
+    """Of all examples, before anything was cut."""
+    cut_answer: int = 0
+    """Trained tokens that were cut."""
+    cut_context: int = 0
 
 
 class Encoder:
-    """A tokenizer and a template, ready to turn samples into examples and chats into prompts."""
+    """A template and a tokenizer, ready to turn samples into examples and chats into prompts."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
-        self.tokenizer = tokenizer
-        self.template = template
-        self._control = control_tokens(tokenizer)
+    def __init__(self, spec: TemplateSpec, tokenizer: Tokenizer, options: EncodeOptions) -> None:
+        """Compile the template and look at the tokenizer.
+
+        Raises:
+            TemplateFault: the template is not valid Jinja.
+        """
+        added = tokenizer.get_added_tokens_decoder().values()
+        tokens = [AddedToken(t.content, t.special) for t in added]
+        self.renderer = Renderer(spec)
+        self._options = options
+        self._control = Control(tokens, spec.source, mode=options.special_tokens)
+        self._finder = TurnFinder(self.renderer, self._control, train_on=options.train_on)
+        self._served = Control(tokens, spec.source, mode="escape")
+        self._texts = TextEncoder(tokenizer)
+        self._eos = options.eos_token
+        bos = options.bos_token
+        self._bos = tokenizer.token_to_id(bos) if bos and bos != options.eos_token else None
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> str:
+        """The text that serving sends."""
+        return self.renderer.prompt(messages, tools)
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> list[int]:
+        """The ids that serving sends: those on which training conditioned. Control tokens that
+        somebody typed are ordinary text."""
+        if self._options.special_tokens != "allow":
+            messages = self._served.treat(messages)
+            tools = self._served.treat_tools(tools)
+        return self._texts.encode(self.renderer.prompt(messages, tools))
+
+    def encode(self, sample: Sample) -> Encoded:
+        """The examples of a sample.
+
+        Raises:
+            RowError: it cannot be trained on, with the reason.
+            TemplateFault: the template must not be used at all.
+        """
+        found = self._finder.find(sample)
+        turns = []
+        for turn in found.turns:
+            prompt = self._texts.encode(turn.prompt)
+            answer = self._answer_ids(turn, prompt)
+            if self._bos is not None and prompt[:2] == [self._bos, self._bos]:
+                raise TemplateFault("writes the start token twice")
+            turns.append((prompt, answer, turn.weight))
+        if self._options.train_on == "all":
+            prompt, answer, weight = turns[0]
+            ids = prompt + answer
+            pieces = [Piece(ids, [(1, len(ids), weight)])]
+        else:
+            pieces = _join(turns)
+        return self._cut(pieces, found.notes)
+
+    def _answer_ids(self, turn: Turn, prompt: list[int]) -> list[int]:
+        texts = self._texts
+        if not texts.adds_space or OPEN in turn.answer:
+            return texts.encode_behind(turn.answer)
+        whole = texts.encode(turn.prompt + turn.answer)
+        if whole[: len(prompt)] == prompt:
+            return whole[len(prompt) :]
+        found = texts.behind_break(turn.answer, prompt, whole, anchors=[self._eos or "", "\n", ""])
+        if found is None:
+            raise RowError("the tokenizer cannot cut an answer from its prompt")
+        return found
+
+    def _cut(self, pieces: list[Piece], notes: set[str]) -> Encoded:
+        encoded = Encoded(notes=notes, num_tokens=sum(len(piece.ids) for piece in pieces))
+        limit = self._options.truncate_to
+        for piece in pieces:
+            kept = piece
+            if limit is not None and len(piece.ids) > limit:
+                kept = self._truncated(piece, limit)
+                lost = piece.num_supervised - kept.num_supervised
+                encoded.cut_answer += lost
+                encoded.cut_context += len(piece.ids) - len(kept.ids) - lost
+            if kept.spans:
+                encoded.pieces.append(kept)
+        return encoded
+
+    def _truncated(self, piece: Piece, limit: int) -> Piece:
+        """The longest beginning that ends inside or behind an answer: a cut answer has no stop
+        token, and no question is left whose answer is gone."""
+        spans = [(s, min(e, limit), w) for s, e, w in piece.spans if s < limit]
+        if not spans:
+            return Piece([], [])
+        start, end, weight = spans[-1]
+        while end < len(piece.ids) and end > start and self._texts.splits_character(piece.ids, end):
+            end -= 1
+        spans[-1:] = [(start, end, weight)] if end > start else []
+        end = spans[-1][1] if spans else 0
+        return Piece(piece.ids[:end], spans)
+
+
+class TextEncoder:
+    """A tokenizer's Rust core, through the fast exact path where the tokenizer allows it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._fast = FastEncoder.from_tokenizer(tokenizer)
+        self._ordinary: Tokenizer | None = None
+        first = tokenizer.encode("a", add_special_tokens=False).tokens[:1]
         # SentencePiece-like tokenizers put a space before a text. Behind a prompt there is none.
-        self._adds_space = _adds_space(tokenizer)
+        self.adds_space = bool(first) and first[0].startswith(("▁", "Ġ"))
 
-    def encode(
-        self, samples: Iterable[Sample | Rejected]
-    ) -> Iterator[tuple[Example, ...] | Rejected]:
-        """The examples of each sample, in order; what is rejected already passes through."""
-        rows = iter(samples)
-        while chunk := list(islice(rows, CHUNK_ROWS)):
-            yield from self._encode_chunk(chunk)
+    def encode(self, text: str) -> list[int]:
+        """Ids of a rendered text; control tokens between the marks are ordinary text."""
+        if OPEN not in text and CLOSE not in text:
+            return self._encode(text)
+        ids: list[int] = []
+        for number, (piece, is_text) in enumerate(split_marked(text)):
+            if piece:
+                ids += self._piece(piece, is_text=is_text, is_first=number == 0)
+        return ids
 
-    def prompt_ids(self, messages: Iterable[Message]) -> list[int]:
-        """The ids that serving sends: those on which training conditioned."""
-        return self._ids([self.template.prompt(tuple(messages))])[0]
-
-    def _encode_chunk(
-        self, chunk: list[Sample | Rejected]
-    ) -> Iterator[tuple[Example, ...] | Rejected]:
-        found: list[list[Turn] | Rejected] = []
-        for sample in chunk:
-            try:
-                found.append(
-                    sample
-                    if isinstance(sample, Rejected)
-                    else find_turns(self.template, sample, self._control)
-                )
-            except RowError as error:
-                found.append(Rejected(sample.origin, str(error)))
-        turns = [turn for item in found if not isinstance(item, Rejected) for turn in item]
-        prompts = self._ids([turn.prompt for turn in turns])
-        answers = self._answer_ids(turns, prompts)
-        pairs = iter(zip(prompts, answers, strict=True))
-        for sample, item in zip(chunk, found, strict=True):
-            if isinstance(item, Rejected):
-                yield item
-                continue
-            own = []
-            for prompt, answer in islice(pairs, len(item)):
-                if answer is not None:
-                    own.append((prompt, answer))
-            if len(own) < len(item):
-                reason = "the tokenizer cannot cut an answer from its prompt"
-                yield Rejected(sample.origin, reason)
-            else:
-                yield tuple(_join(own, sample.origin))
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return list(ids)
-
-    def _answer_ids(
-        self, turns: list[Turn], prompts: list[list[int]]
-    ) -> list[list[int]] | list[list[int] | None]:
-        """Ids of what follows each prompt; None where the tokenizer cannot tell them apart."""
-        if not self._adds_space:
-            return self._ids([turn.answer for turn in turns])
-        wholes = self._ids([turn.prompt + turn.answer for turn in turns])
+    def encode_behind(self, text: str) -> list[int]:
+        """Ids of a text that stands behind another."""
+        if not self.adds_space:
+            return self.encode(text)
         return [
-            whole[len(prompt) :]
-            if whole[: len(prompt)] == prompt
-            else self._behind_break(turn, prompt, whole)
-            for turn, prompt, whole in zip(turns, prompts, wholes, strict=True)
+            token
+            for piece, is_text in split_marked(text)
+            if piece
+            for token in self._piece(piece, is_text=is_text, is_first=False)
         ]
 
-    def _behind_break(self, turn: Turn, prompt: list[int], whole: list[int]) -> list[int] | None:
+    def behind_break(
+        self, answer: str, prompt: list[int], whole: list[int], *, anchors: Sequence[str]
+    ) -> list[int] | None:
         """The ids of an answer whose first word the tokenizer would melt into the prompt's end.
 
         It is encoded behind something that ends a word, so that it starts without the space that
         is put before a text; and taken only if the ids read exactly as the text does.
         """
-        text = self.tokenizer.decode(whole)
-        for anchor in (str(self.tokenizer.eos_token), "\n", ""):
-            start, behind = self._ids([anchor, anchor + turn.answer])
-            answer = behind[len(start) :]
-            if behind[: len(start)] == start and self.tokenizer.decode(prompt + answer) == text:
-                return answer
+        text = self._decode(whole)
+        for anchor in anchors:
+            start, behind = self._encode(anchor), self._encode(anchor + answer)
+            found = behind[len(start) :]
+            if behind[: len(start)] == start and self._decode(prompt + found) == text:
+                return found
         return None
 
+    def splits_character(self, ids: Sequence[int], end: int) -> bool:
+        """Whether a cut before `ids[end]` would fall between the bytes of a character."""
+        return self._decode(ids[max(0, end - 4) : end]).endswith("\ufffd")
 
-def _join(pairs: Iterable[tuple[list[int], list[int]]], origin: Origin) -> Iterator[Example]:
+    def _encode(self, text: str) -> list[int]:
+        if self._fast is not None:
+            return self._fast.encode(text)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def _piece(self, text: str, *, is_text: bool, is_first: bool) -> list[int]:
+        """Ids of a part of a text. Behind a line break, taken away again, a SentencePiece-like
+        tokenizer puts no space before it (transformers' `encode_marked_chat` does the same)."""
+        encode = self._encode_ordinary if is_text else self._encode
+        ids = encode(text)
+        if not is_first:
+            breaks, behind = self._encode("\n"), encode("\n" + text)
+            if behind[: len(breaks)] == breaks:
+                ids = behind[len(breaks) :]
+        if is_text and self._tokenizer.token_to_id(text) in ids:
+            raise RowError("the tokenizer cannot write a control token as ordinary text")
+        return ids
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        """Ids without added tokens: what the model of the tokenizer makes of the characters."""
+        if self._ordinary is None:
+            self._ordinary = _without_added_tokens(self._tokenizer)
+        ids: list[int] = self._ordinary.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    import json
+
+    from tokenizers import Tokenizer as Core
+
+    values = json.loads(tokenizer.to_str())
+    values["added_tokens"] = []
+    values["post_processor"] = None  # it may name one of them
+    return Core.from_str(json.dumps(values))
+
+
+def _join(turns: Sequence[tuple[list[int], list[int], float]]) -> list[Piece]:
     """Lay the turns of one conversation into as few examples as their prompts allow."""
-    ids: list[int] = []
-    labels: list[int] = []
-    for prompt, answer in pairs:
-        if ids and prompt[: len(ids)] != ids:
-            yield _example(ids, labels, origin)
-            ids, labels = [], []
-        labels += [IGNORE_INDEX] * (len(prompt) - len(ids)) + answer
-        ids = prompt + answer
-    yield _example(ids, labels, origin)
-
-
-def _example(ids: list[int], labels: list[int], origin: Origin) -> Example:
-    return Example(
-        input_ids=np.array(ids, dtype=np.int32),
-        labels=np.array(labels, dtype=np.int32),
-        origin=origin,
-    )
-
-
-def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    tokens = tokenizer.tokenize("a")
-    return bool(tokens) and tokens[0].startswith("▁")
+    pieces: list[Piece] = []
+    for prompt, answer, weight in turns:
+        if not pieces or prompt[: len(pieces[-1].ids)] != pieces[-1].ids:
+            pieces.append(Piece([], []))
+        piece = pieces[-1]
+        piece.spans.append((len(prompt), len(prompt) + len(answer), weight))
+        piece.ids = prompt + answer
+    return pieces

@@ -1,0 +1,215 @@
+"""A chunk of rows to a chunk of examples: parse, render, encode, account. Runs in any process.
+
+encoder = RowEncoder(encoder, mapping, markers)
+chunk = encoder.encode(rows)        # Row or Rejected in, a Block and its account out
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from duiti.data.encode import Encoded, Encoder
+from duiti.data.formats import row_digests, to_sample, unread_fields
+from duiti.data.render import TemplateFault
+from duiti.data.store import Block
+from duiti.errors import RowError, shown_name
+from duiti.types import Json, Rejected, Row, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedRow:
+    """A row and which of the sources it is from."""
+
+    row: Row | Rejected
+    source: int
+
+
+@dataclass(slots=True)
+class SourceCounts:
+    """What a chunk holds of one source."""
+
+    rows: int = 0
+    tokens: int = 0
+    """Of all examples of its readable rows, before anything was cut."""
+    cut_answer: int = 0
+    cut_context: int = 0
+    cut_rows: int = 0
+    """Rows of which something was cut, and something was kept."""
+    emptied_rows: int = 0
+    """Rows of which nothing trained was left."""
+
+
+@dataclass(slots=True)
+class Account:
+    """Where the rows of a chunk went, as plain values."""
+
+    sources: dict[int, SourceCounts] = field(default_factory=dict)
+    rejected: list[tuple[int, int, str]] = field(default_factory=list)
+    """Source, line, reason."""
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def of(self, source: int) -> SourceCounts:
+        return self.sources.setdefault(source, SourceCounts())
+
+    def add(self, other: Account) -> None:
+        """Take in the account of what follows."""
+        for source, counts in other.sources.items():
+            own = self.of(source)
+            for name in SourceCounts.__slots__:
+                setattr(own, name, getattr(own, name) + getattr(counts, name))
+        self.rejected += other.rejected
+        self.notes.update(other.notes)
+
+    def as_dict(self) -> dict[str, Json]:
+        """Values that JSON can carry."""
+        sources = {
+            str(source): {name: getattr(counts, name) for name in SourceCounts.__slots__}
+            for source, counts in self.sources.items()
+        }
+        values = {"sources": sources, "rejected": self.rejected, "notes": dict(self.notes)}
+        return cast(dict[str, Json], values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Account:
+        """The account that `as_dict` gave."""
+        return cls(
+            sources={int(s): SourceCounts(**counts) for s, counts in values["sources"].items()},
+            rejected=[(source, line, reason) for source, line, reason in values["rejected"]],
+            notes=Counter(values["notes"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Encoded rows."""
+
+    block: Block
+    account: Account
+
+
+class FaultAt(Exception):
+    """A template that must not be used, and the row at which it showed."""
+
+    def __init__(self, fault: str, place: int) -> None:
+        self.fault, self.place = fault, place
+        super().__init__(fault)
+
+
+class RowEncoder:
+    """Turns rows into examples, one after the other."""
+
+    def __init__(
+        self, encoder: Encoder, mapping: Mapping[str, str], markers: Sequence[str]
+    ) -> None:
+        """
+        Args:
+            mapping: renames fields.
+            markers: plain text that a template uses to announce a role; in a message it is
+                indistinguishable from a turn, and counted.
+        """
+        self._encoder = encoder
+        self._mapping = mapping
+        self._markers = markers
+
+    def encode(
+        self, rows: Sequence[NumberedRow], *, at: Callable[[int], object] = lambda place: None
+    ) -> Chunk:
+        """Encode rows, all faults of rows collected.
+
+        Args:
+            at: is told the place of each row before it is looked at.
+
+        Raises:
+            FaultAt: the template must not be used at all.
+        """
+        columns, account = _Columns(), Account()
+        for place, numbered in enumerate(rows):
+            at(place)
+            row, source = numbered.row, numbered.source
+            counts = account.of(source)
+            counts.rows += 1
+            if isinstance(row, Rejected):
+                account.rejected.append((source, row.origin.line, row.reason))
+                continue
+            try:
+                sample = to_sample(row, self._mapping)
+                encoded = self._encoder.encode(sample)
+            except RowError as error:
+                account.rejected.append((source, row.origin.line, str(error)))
+                continue
+            except TemplateFault as fault:
+                raise FaultAt(str(fault), place) from None
+            _count(counts, encoded)
+            account.notes.update(encoded.notes)
+            account.notes.update(self._odd(row, sample))
+            columns.add(encoded, source, row.origin.line, row_digests(sample))
+        return Chunk(columns.block(), account)
+
+    def _odd(self, row: Row, sample: Sample) -> list[str]:
+        notes = [
+            f"the field {shown_name(name)} is not read"
+            for name in unread_fields(row, self._mapping)
+        ]
+        for marker in self._markers:
+            if any(_has_line(message.content, marker) for message in sample.messages):
+                notes.append(f'a message has a line that begins like a turn, "{marker}"')
+        return notes
+
+
+def _has_line(text: str, start: str) -> bool:
+    return text.startswith(start) or f"\n{start}" in text
+
+
+def _count(counts: SourceCounts, encoded: Encoded) -> None:
+    counts.tokens += encoded.num_tokens
+    counts.cut_answer += encoded.cut_answer
+    counts.cut_context += encoded.cut_context
+    if not encoded.pieces:
+        counts.emptied_rows += 1
+    elif encoded.cut_answer or encoded.cut_context:
+        counts.cut_rows += 1
+
+
+class _Columns:
+    """Grows the columns of a block."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._lengths: list[int] = []
+        self._span_counts: list[int] = []
+        self._spans: list[tuple[int, int]] = []
+        self._weights: list[float] = []
+        self._files: list[int] = []
+        self._lines: list[int] = []
+        self._digests: list[tuple[int, int, int, int]] = []
+
+    def add(
+        self, encoded: Encoded, source: int, line: int, digests: tuple[int, int, int, int]
+    ) -> None:
+        for piece in encoded.pieces:
+            self._ids += piece.ids
+            self._lengths.append(len(piece.ids))
+            self._span_counts.append(len(piece.spans))
+            for start, end, weight in piece.spans:
+                self._spans.append((start, end))
+                self._weights.append(weight)
+            self._files.append(source)
+            self._lines.append(line)
+            self._digests.append(digests)
+
+    def block(self) -> Block:
+        return Block(
+            input_ids=np.array(self._ids, dtype=np.int32),
+            lengths=np.array(self._lengths, dtype=np.int32),
+            span_counts=np.array(self._span_counts, dtype=np.int32),
+            spans=np.array(self._spans, dtype=np.int32).reshape(-1, 2),
+            weights=np.array(self._weights, dtype=np.float32),
+            files=np.array(self._files, dtype=np.int32),
+            lines=np.array(self._lines, dtype=np.int64),
+            digests=np.array(self._digests, dtype=np.uint64).reshape(-1, 4),
+        )
