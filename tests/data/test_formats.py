@@ -1,6 +1,7 @@
 """Every shape a row can have, every reason to refuse one, and no reason that quotes a row."""
 
 import itertools
+import json
 from collections.abc import Mapping
 
 import pytest
@@ -13,6 +14,7 @@ from duiti.types import Json, Message, Origin, Row
 
 ORIGIN = Origin("f.jsonl", 7)
 SECRET = "Zq7xSecretXq9"
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 
 
 def _row(fields: Mapping[str, Json]) -> Row:
@@ -83,7 +85,7 @@ def test_messages_are_read_in_order_with_their_train_flags() -> None:
     assert [m.train for m in sample.messages] == [None, None, False, None, True, None, None]
 
 
-@given(content=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+@given(content=st.text(CHARACTERS, min_size=1))
 def test_content_is_taken_over_to_the_character(content: str) -> None:
     if not content.strip():
         assert "is empty" in _reason({"prompt": content, "response": "a"})
@@ -95,8 +97,8 @@ def test_content_is_taken_over_to_the_character(content: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({}, "has no prompt, instruction or messages (fields: none)"),
-        ({"text": "x"}, 'has no prompt, instruction or messages (fields: "text")'),
+        ({}, "has no prompt, instruction, messages or conversations (fields: none)"),
+        ({"text": "x"}, 'has no prompt, instruction, messages or conversations (fields: "text")'),
         ({"promt": "x"}, 'Did you mean "prompt"?'),
         ({"question": "q", "answer": "a"}, "--map question=prompt"),
         ({"input": "q", "output": "a"}, "--map input=prompt"),
@@ -105,21 +107,38 @@ def test_content_is_taken_over_to_the_character(content: str) -> None:
         ({"instruction": "q", "input": "i"}, 'has "instruction" but no answer'),
         ({"prompt": "q", "response": "a", "output": "b"}, "has response and output"),
         ({"prompt": "q", "instruction": "q", "output": "b"}, 'both "prompt" and "instruction"'),
-        ({"messages": [], "prompt": "q"}, 'both "messages" and a prompt'),
-        ({"messages": [], "instruction": "q"}, 'both "messages" and a prompt'),
+        ({"conversation": []}, 'Did you mean "conversations"?'),
+        ({"dialog": [{"from": "human"}]}, "--map dialog=messages"),
+        ({"question": None, "dialog": [{"role": "user"}]}, "--map question=prompt"),
+        ({"prompt": "q", "messages": [1], "answer": "a"}, 'both "messages" and "prompt"'),
+        ({"instruction": "q", "conversations": [1], "answer": "a"}, 'both "conversations" and'),
+        ({"messages": [1], "conversations": [1]}, 'both "messages" and "conversations"'),
+        ({"messages": None, "text": "a"}, '"messages" is null'),
         ({"prompt": "", "response": "a"}, '"prompt" is empty'),
         ({"prompt": " \n", "response": "a"}, '"prompt" is empty'),
         ({"prompt": "q", "response": ""}, '"response" is empty'),
-        ({"prompt": None, "response": "a"}, '"prompt" must be text, not null'),
+        ({"prompt": None, "response": "a"}, '"prompt" is null'),
         ({"prompt": "q", "response": None}, '"response" must be text, not null'),
         ({"prompt": 1, "response": "a"}, '"prompt" must be text, not a number'),
         ({"prompt": 1.5, "response": "a"}, '"prompt" must be text, not a number'),
         ({"prompt": True, "response": "a"}, '"prompt" must be text, not true/false'),
-        ({"prompt": ["q"], "response": "a"}, '"prompt" must be text, not a list'),
+        ({"prompt": ["q"], "response": "a"}, "message 1: must be an object, not text"),
+        ({"instruction": ["q"], "response": "a"}, '"instruction" must be text, not a list'),
         ({"prompt": {"q": 1}, "response": "a"}, '"prompt" must be text, not an object'),
         ({"prompt": "q", "response": "a", "system": 3}, '"system" must be text'),
-        ({"prompt": "q", "response": "a", "system": []}, '"system" must be text'),
-        ({"instruction": "q", "input": {}, "output": "a"}, '"input" must be text'),
+        ({"prompt": "q", "response": "a", "system": ["s"]}, '"system" must be text'),
+        ({"prompt": "q", "response": "a", "system": " "}, '"system" is empty'),
+        ({"instruction": "q", "input": {"a": 1}, "output": "a"}, '"input" must be text'),
+        ({"instruction": "q", "input": " ", "output": "a"}, '"input" is empty'),
+        ({"prompt": "q\0", "response": "a"}, "U+0000"),
+        ({"prompt": "q", "response": "a", "tools": "f"}, '"tools" is not valid JSON'),
+        ({"prompt": "q", "response": "a", "history": "x"}, '"history" must be a list of pairs'),
+        ({"prompt": "q", "response": "a", "history": [["q"]]}, "history 1 must be a pair"),
+        (
+            {"prompt": "q", "response": "a", "history": [["q", "a"], "qa"]},
+            "history 2 must be a pair",
+        ),
+        ({"prompt": "q", "response": "a", "history": [["q", None]]}, '"history 1" must be text'),
         ({"prompt": "q\ud800", "response": "a"}, "half of a surrogate pair"),
         ({"prompt": "q", "response": "\udc00a"}, "half of a surrogate pair"),
         ({"instruction": "q", "input": "\ud83d", "output": "a"}, "half of a surrogate pair"),
@@ -132,44 +151,97 @@ def test_a_pair_that_cannot_be_meant_is_refused(fields: dict[str, Json], reason:
 Q, A, S = _turn("user", "q"), _turn("assistant", "a"), _turn("system", "s")
 
 
+@pytest.mark.parametrize("container", ["messages", "conversations"])
 @pytest.mark.parametrize(
-    ("messages", "reason"),
+    ("turns", "reason"),
     [
-        (None, '"messages" must be a list'),
-        ("q", '"messages" must be a list'),
-        ({}, '"messages" must be a list'),
-        ([], '"messages" must be a list'),
-        ([Q, 3], "message 2 is not an object"),
-        ([Q, _turn("bot", "a")], "message 2: the role must be one of"),
+        ("q", " must be a list of messages, not text"),
+        ([], " must be a list of messages, not an empty one"),
+        ([Q, 3], "message 2: must be an object"),
         ([_turn("asistant", "a")], 'Did you mean "assistant"?'),
-        ([{"content": "q"}, A], "message 1: the role must be one of"),
-        ([_turn("user", "q", name="x"), A], 'message 1: the field "name" is not understood'),
-        ([Q, _turn("assistant", "a", train="no")], '"train" must be true or false'),
-        ([Q, _turn("assistant", "a", train=0)], '"train" must be true or false'),
-        ([_turn("user", "q", train=True), A], '"train" belongs on an assistant message'),
-        ([Q, _turn("assistant", None)], "must be text, not null"),
-        ([Q, _turn("assistant", "")], "is empty"),
-        ([Q, {"role": "assistant"}], "must be text, not null"),
-        ([_turn("user", "\ud800"), A], "half of a surrogate pair"),
-        ([A], "message 1 is from assistant where user is due"),
         ([Q, Q, A], "message 2 is from user where assistant is due"),
-        ([Q, A, A], "message 3 is from assistant where user is due"),
-        ([S, S, Q, A], "message 2 is from system where user is due"),
-        ([S, Q, S, A], "message 3 is from system where assistant is due"),
-        ([S, A], "message 2 is from assistant where user is due"),
-        ([S], "ends without an answer"),
         ([Q], "ends without an answer"),
-        ([S, Q, A, Q], "ends without an answer"),
         ([Q, _turn("assistant", "a", train=False)], 'every answer says "train": false'),
     ],
 )
-def test_messages_that_cannot_be_meant_are_refused(messages: Json, reason: str) -> None:
-    assert reason in _reason({"messages": messages})
+def test_messages_that_cannot_be_meant_are_refused(
+    container: str, turns: Json, reason: str
+) -> None:
+    assert reason in _reason({container: turns})
 
 
-def test_a_null_field_of_a_message_counts_as_missing() -> None:
-    turns: list[Json] = [_turn("user", "q", name=None), _turn("assistant", "a", tool_calls=None)]
-    assert len(_messages({"messages": turns})) == 2
+def test_a_system_field_stands_before_messages_that_have_none() -> None:
+    for container in ("messages", "conversations"):
+        found = _messages({container: [Q, A], "system": "s"})
+        assert found == _messages({container: [S, Q, A]})
+        assert 'has "system" and a system message' in _reason({container: [S, Q, A], "system": "s"})
+        # Numbers in reasons are those of the row.
+        assert "message 2 is from user" in _reason({container: [Q, Q, A], "system": "s"})
+
+
+def test_history_comes_before_the_question() -> None:
+    history: list[Json] = [["q1", "a1"], ["q2", "a2"]]
+    told = [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
+    for question in ("prompt", "instruction"):
+        row: dict[str, Json] = {question: "q", "output": "a", "system": "s", "history": history}
+        assert _messages(row) == [("system", "s"), *told, ("user", "q"), ("assistant", "a")]
+        assert unread_fields(_row(row)) == set()
+    last = to_sample(_row({"instruction": "q", "input": "i", "output": "a", "history": history}))
+    assert last.messages[-2] == Message(role="user", content="q", input="i")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [Q], "completion": [A]},
+        {"prompt": [Q], "completion": "a"},
+        {"prompt": "q", "completion": [A]},
+        {"prompt": "q", "response": [{"from": "gpt", "value": "a"}], "history": []},
+    ],
+)
+def test_prompt_and_completion_may_be_messages(fields: dict[str, Json]) -> None:
+    assert _messages(fields) == [("user", "q"), ("assistant", "a")]
+    assert _messages({**fields, "system": "s"})[0] == ("system", "s")
+
+
+def test_only_the_completion_is_trained_of_a_prompt_of_messages() -> None:
+    prompt: list[Json] = [S, Q, A, Q, _turn("assistant", "b", train=True), Q]
+    sample = to_sample(_row({"prompt": prompt, "completion": [A, Q, A]}))
+    said = [message.train for message in sample.messages if message.role == "assistant"]
+    assert said == [False, True, None, None]
+
+
+def test_reasons_number_messages_through_prompt_and_completion() -> None:
+    assert "message 3: " in _reason({"prompt": [S, Q], "completion": [3]})
+    assert "message 3 is from user" in _reason({"prompt": [S, Q], "completion": [Q, A]})
+    assert "message 2 is from assistant" in _reason({"prompt": [S], "completion": [A]})
+    assert '"prompt" must be a list of messages' in _reason({"prompt": [], "completion": [A]})
+    row: dict[str, Json] = {"prompt": [Q], "completion": [A], "history": [["q", "a"]]}
+    assert 'has "history" beside a list of messages' in _reason(row)
+
+
+def test_tools_stay_with_every_shape() -> None:
+    tools: list[Json] = [{"name": "f", "parameters": {"default": None, "required": []}}]
+    for fields in SHAPES:
+        for written in (tools, json.dumps(tools)):
+            sample = to_sample(_row({**fields, "tools": written}))
+            assert json.dumps(list(sample.tools)) == json.dumps(tools)
+        assert to_sample(_row({**fields, "tools": None})).tools == ()
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}])
+def test_empty_cells_of_a_table_decide_nothing(nothing: Json) -> None:
+    names = {"system", "tools", "history", *ANSWERS, *(name for row in SHAPES for name in row)}
+    for fields in SHAPES:
+        padded = {**dict.fromkeys(names, nothing), **fields}
+        assert to_sample(_row(padded)) == to_sample(_row(fields))
+        assert unread_fields(_row(padded)) == set()
+
+
+def test_a_prompt_beside_messages_is_named_and_not_read() -> None:
+    row: dict[str, Json] = {"prompt": "q", "prompt_id": "x", "messages": [Q, A]}
+    assert _messages(row) == [("user", "q"), ("assistant", "a")]
+    assert unread_fields(_row(row)) == {"prompt", "prompt_id"}
 
 
 def test_map_renames_before_anything_is_looked_at() -> None:
@@ -179,7 +251,26 @@ def test_map_renames_before_anything_is_looked_at() -> None:
     swapped = {"prompt": "response", "response": "prompt"}
     found = _messages({"prompt": "a", "response": "q"}, swapped)
     assert found == [("user", "q"), ("assistant", "a")]
-    assert _messages({"chat": [Q, A]}, {"chat": "messages"}) == [("user", "q"), ("assistant", "a")]
+    for shape in ("messages", "conversations"):
+        row = {"chat": [Q, A], "sys": "s", "functions": "[]"}
+        mapping = {"chat": shape, "sys": "system", "functions": "tools"}
+        assert _messages(row, mapping) == _messages({"messages": [S, Q, A]})
+        assert unread_fields(_row(row), mapping) == set()
+
+
+def test_map_takes_a_field_out_of_the_way() -> None:
+    row: dict[str, Json] = {"messages": [Q, A], "conversations": [Q, A, Q, A]}
+    mapping = {"conversations": "other"}
+    assert len(_messages(row, mapping)) == 2
+    assert unread_fields(_row(row), mapping) == {"conversations"}
+
+
+def test_a_null_is_no_field_for_map() -> None:
+    pair: dict[str, Json] = {"question": "q", "prompt": None, "answer": "a"}
+    assert _messages(pair, {"question": "prompt"}) == [("user", "q"), ("assistant", "a")]
+    other: dict[str, Json] = {"question": None, "prompt": "q", "answer": "a"}
+    assert _messages(other, {"question": "prompt"}) == [("user", "q"), ("assistant", "a")]
+    assert '"prompt" is null' in _reason({"question": None, "answer": "a"}, {"question": "prompt"})
 
 
 def test_a_map_that_does_not_fit_the_row_is_refused() -> None:
@@ -203,8 +294,11 @@ def test_fields_that_no_shape_reads_are_named() -> None:
 @pytest.mark.parametrize(
     ("fields", "mapping"),
     [
-        ({"messages": [Q, A], "system": "lost"}, {}),
         ({"messages": [Q, A], "response": "lost"}, {}),
+        ({"messages": [Q, A], "prompt": "lost"}, {}),
+        ({"conversations": [Q, A], "instruction": "lost"}, {}),
+        ({"prompt": [Q], "completion": [A], "input": "lost"}, {}),
+        ({"messages": [Q, A], "history": "lost"}, {}),
         ({"messages": [Q, A], "input": "lost"}, {}),
         ({"prompt": "q", "response": "a", "input": "lost"}, {}),
         ({"instruction": "q", "response": "a", "input": "lost"}, {"instruction": "prompt"}),
@@ -243,14 +337,24 @@ BROKEN: list[Json] = [
     "",
     SECRET + "\ud800",
     [SECRET],
+    [[SECRET, SECRET]],
+    [[SECRET, 3]],
     {SECRET: SECRET},
+    f'[{{"a": "{SECRET}", "a": 1}}]',
     [{"role": SECRET, "content": SECRET}],
     [{"role": "user", "content": SECRET}],
     [{"role": "user", "content": [SECRET]}, {"role": "assistant", "content": SECRET}],
+    [{"role": "user", "content": [{"type": SECRET, "text": SECRET}]}],
     [{"role": "user", "content": SECRET, "train": SECRET}],
     [{"role": "assistant", "content": SECRET}, SECRET],
+    [{"from": "human", "value": SECRET}, {"from": "function_call", "value": SECRET}],
+    [Q, {"role": "assistant", "tool_calls": [{"name": SECRET, "arguments": SECRET}]}],
+    [Q, A, {"role": "tool", "content": SECRET, "tool_call_id": SECRET}],
 ]
-NAMES = ("prompt", "instruction", "input", "system", "messages", "question", "text", *ANSWERS)
+NAMES = (
+    *("prompt", "instruction", "input", "system", "messages", "question", "text", *ANSWERS),
+    *("conversations", "tools", "history"),
+)
 
 
 @given(
@@ -265,16 +369,32 @@ def test_no_reason_quotes_content(fields: dict[str, Json], mapping: dict[str, st
     else:
         reason = ""
     assert SECRET not in reason
+    assert unread_fields(_row(fields), mapping) <= set(fields)
+
+
+SHAPES: list[dict[str, Json]] = [
+    {"prompt": "q", "response": "a"},
+    {"instruction": "q", "output": "a"},
+    {"messages": [Q, A]},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+]
 
 
 def test_whatever_combination_of_shapes_is_given_it_is_read_or_refused() -> None:
-    values: dict[str, Json] = {"messages": [Q, A], "prompt": "q", "instruction": "q", "output": "a"}
-    for size in range(5):
+    values: dict[str, Json] = {
+        "messages": [Q, A],
+        "conversations": [Q, A],
+        "prompt": "q",
+        "instruction": "q",
+        "output": "a",
+    }
+    for size in range(6):
         for names in itertools.combinations(values, size):
             fields = {name: values[name] for name in names}
-            questions = {"messages", "prompt", "instruction"} & set(names)
-            is_whole = len(questions) == 1 and ("messages" in names or "output" in names)
-            if is_whole:
+            chats = {"messages", "conversations"} & set(names)
+            asked = {"prompt", "instruction"} & set(names)
+            is_pair = len(asked) == 1 and "output" in names and not chats
+            if is_pair or (len(chats) == 1 and not (asked and "output" in names)):
                 assert _messages(fields) == [("user", "q"), ("assistant", "a")]
             else:
                 assert _reason(fields)
