@@ -113,11 +113,11 @@ def test_content_is_taken_over_to_the_character(content: str) -> None:
         ({"prompt": "q", "messages": [1], "answer": "a"}, 'both "messages" and "prompt"'),
         ({"instruction": "q", "conversations": [1], "answer": "a"}, 'both "conversations" and'),
         ({"messages": [1], "conversations": [1]}, 'both "messages" and "conversations"'),
-        ({"messages": None, "text": "a"}, '"messages" is null'),
+        ({"messages": None, "x": "a"}, '"messages" must be a list of messages, not null'),
         ({"prompt": "", "response": "a"}, '"prompt" is empty'),
         ({"prompt": " \n", "response": "a"}, '"prompt" is empty'),
         ({"prompt": "q", "response": ""}, '"response" is empty'),
-        ({"prompt": None, "response": "a"}, '"prompt" is null'),
+        ({"prompt": None, "response": "a"}, '"prompt" must be text, not null'),
         ({"prompt": "q", "response": None}, '"response" must be text, not null'),
         ({"prompt": 1, "response": "a"}, '"prompt" must be text, not a number'),
         ({"prompt": 1.5, "response": "a"}, '"prompt" must be text, not a number'),
@@ -270,7 +270,8 @@ def test_a_null_is_no_field_for_map() -> None:
     assert _messages(pair, {"question": "prompt"}) == [("user", "q"), ("assistant", "a")]
     other: dict[str, Json] = {"question": None, "prompt": "q", "answer": "a"}
     assert _messages(other, {"question": "prompt"}) == [("user", "q"), ("assistant", "a")]
-    assert '"prompt" is null' in _reason({"question": None, "answer": "a"}, {"question": "prompt"})
+    null = _reason({"question": None, "answer": "a"}, {"question": "prompt"})
+    assert '"prompt" must be text, not null' in null
 
 
 def test_a_map_that_does_not_fit_the_row_is_refused() -> None:

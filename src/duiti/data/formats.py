@@ -215,7 +215,8 @@ def _from_prompt(fields: Mapping[str, Json]) -> list[Message]:
 def _no_shape(fields: Mapping[str, Json]) -> str:
     null = next((name for name in _READ_BY if name in fields), None)
     if null:
-        return f'"{null}" is null'
+        due = "a list of messages" if null in _CHATS else "text"
+        return f'"{null}" must be {due}, not null'
     names = list(fields)[:8]
     shown = ", ".join(shown_name(name) for name in names) or "none"
     question = next((name for name in _QUESTIONS if name in fields), None)

@@ -62,7 +62,7 @@ _OWNERS: dict[str, Role] = {
     **dict.fromkeys(("name", "tool_call_id"), "tool"),
 }
 _FIELDS = ("role", "from", "content", "value", *_OWNERS)
-_PLAIN = {name: role for name, role in ROLES.items() if role != "tool" and name not in CALLERS}
+_PLAIN = {name: role for name, role in ROLES.items() if name not in CALLERS}
 _T = TypeVar("_T", str, tuple[ToolCall, ...])
 _DUE: dict[str, tuple[Role, ...]] = {
     "": ("user", "system"),
@@ -138,7 +138,9 @@ def _message(turn: Json) -> Message:
         if named is None:
             named, content = turn.get("from"), turn.get("value")
         if isinstance(named, str) and isinstance(content, str) and named in _PLAIN:
-            return Message(role=_PLAIN[named], content=text(content, "content"))
+            role = _PLAIN[named]
+            said = text(content, "content", may_be_empty=role == "tool")
+            return Message(role=role, content=said)
     return _any_message(turn)
 
 
