@@ -17,17 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
 
 from duiti.data.control import CLOSE, OPEN, AddedToken, Control, Mode, split_marked
 from duiti.data.pretokens import FastEncoder
 from duiti.data.render import Renderer, TemplateFault, TemplateSpec
 from duiti.data.spans import TrainOn, TurnFinder
 from duiti.errors import RowError
-from duiti.types import Json, Message, Sample, Turn
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from duiti.types import IGNORE_INDEX, Example, Json, Message, Origin, Sample, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +53,22 @@ class Piece:
     def num_supervised(self) -> int:
         return sum(end - start for start, end, _ in self.spans)
 
+    def example(self, origin: Origin) -> Example:
+        """The same as arrays."""
+        input_ids = np.array(self.ids, dtype=np.int32)
+        labels = np.full(len(input_ids), IGNORE_INDEX, dtype=np.int32)
+        weights = np.ones(len(input_ids), dtype=np.float32)
+        for start, end, weight in self.spans:
+            labels[start:end] = input_ids[start:end]
+            weights[start:end] = weight
+        is_weighted = any(weight != 1 for _, _, weight in self.spans)
+        return Example(
+            input_ids=input_ids,
+            labels=labels,
+            origin=origin,
+            weights=weights if is_weighted else None,
+        )
+
 
 @dataclass(slots=True)
 class Encoded:
@@ -62,6 +77,8 @@ class Encoded:
     pieces: list[Piece] = field(default_factory=list)
     """Empty where nothing trained was left."""
     notes: set[str] = field(default_factory=set)
+    stops: set[int] = field(default_factory=set)
+    """Tokens that end its answers."""
     num_tokens: int = 0
     """Of all examples, before anything was cut."""
     cut_answer: int = 0
@@ -82,9 +99,10 @@ class Encoder:
         tokens = [AddedToken(t.content, t.special) for t in added]
         self.renderer = Renderer(spec)
         self._options = options
-        self._control = Control(tokens, spec.source, mode=options.special_tokens)
+        self._control = Control(
+            tokens, self.renderer.literals, mode=options.special_tokens, stop=spec.stop
+        )
         self._finder = TurnFinder(self.renderer, self._control, train_on=options.train_on)
-        self._served = Control(tokens, spec.source, mode="escape")
         self._texts = TextEncoder(tokenizer)
         self._eos = options.eos_token
         bos = options.bos_token
@@ -96,10 +114,13 @@ class Encoder:
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> list[int]:
         """The ids that serving sends: those on which training conditioned. Control tokens that
-        somebody typed are ordinary text."""
-        if self._options.special_tokens != "allow":
-            messages = self._served.treat(messages)
-            tools = self._served.treat_tools(tools)
+        somebody typed are ordinary text, unless they are allowed.
+
+        Raises:
+            RowError: the template refuses the conversation.
+        """
+        messages = self._control.treat(messages, is_served=True)
+        tools = self._control.treat_tools(tools, is_served=True)
         return self._texts.encode(self.renderer.prompt(messages, tools))
 
     def encode(self, sample: Sample) -> Encoded:
@@ -139,6 +160,7 @@ class Encoder:
 
     def _cut(self, pieces: list[Piece], notes: set[str]) -> Encoded:
         encoded = Encoded(notes=notes, num_tokens=sum(len(piece.ids) for piece in pieces))
+        encoded.stops = {piece.ids[end - 1] for piece in pieces for _, end, _ in piece.spans}
         limit = self._options.truncate_to
         for piece in pieces:
             kept = piece
@@ -169,6 +191,9 @@ class TextEncoder:
     """A tokenizer's Rust core, through the fast exact path where the tokenizer allows it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        # A tokenizer.json can ask for either; transformers, too, turns them off.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._fast = FastEncoder.from_tokenizer(tokenizer)
         self._ordinary: Tokenizer | None = None
@@ -241,6 +266,8 @@ class TextEncoder:
 
     def _encode_ordinary(self, text: str) -> list[int]:
         """Ids without added tokens: what the model of the tokenizer makes of the characters."""
+        if self._fast is not None:
+            return self._fast.encode_ordinary(text)
         if self._ordinary is None:
             self._ordinary = _without_added_tokens(self._tokenizer)
         ids: list[int] = self._ordinary.encode(text, add_special_tokens=False).ids
@@ -248,14 +275,12 @@ class TextEncoder:
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    import json
-
-    from tokenizers import Tokenizer as Core
-
-    values = json.loads(tokenizer.to_str())
-    values["added_tokens"] = []
-    values["post_processor"] = None  # it may name one of them
-    return Core.from_str(json.dumps(values))
+    plain = Tokenizer(tokenizer.model)
+    if tokenizer.normalizer is not None:
+        plain.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+        plain.pre_tokenizer = tokenizer.pre_tokenizer
+    return plain
 
 
 def _join(turns: Sequence[tuple[list[int], list[int], float]]) -> list[Piece]:

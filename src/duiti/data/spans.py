@@ -17,14 +17,14 @@ Which token stops an answer is asked of the template once (`data/stops.py`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from duiti.data.control import Control
+from duiti.data.lossy import lost_in_answer, lost_in_prompt
 from duiti.data.render import Renderer
-from duiti.data.stops import Stop, Stops, shared_length
+from duiti.data.stops import Frame, Stop, Stops
 from duiti.errors import RowError
 from duiti.types import Json, Message, Sample, Turn
 
@@ -58,80 +58,135 @@ class TurnFinder:
         """
         messages = self._control.treat(sample.messages)
         tools = self._control.treat_tools(sample.tools)
-        stops = [self._stops.of(message) for message in messages]  # settles the shape of calls
+        if any(m.tool_calls for m in messages) and self.renderer.call_shape is None:
+            raise RowError(f"the template {self.renderer.spec.name} cannot write tool calls")
         dicts = [self.renderer.as_dict(message) for message in messages]
+        frame = Frame(has_system=messages[0].role == "system", has_tools=bool(tools))
         found = Found()
         trained = trained_messages(messages, self._train_on)
         for i in trained:
+            row = _Row(dicts[: i + 1], tools, messages[i], frame)
             prompt = self.renderer.render(dicts[:i], tools, cue=True)
-            finished = self.renderer.render(dicts[: i + 1], tools, cue=False)
-            produced = self._produced(dicts[: i + 1], tools, prompt, finished, messages[i])
-            answer = _up_to_stop(produced, stops[i], self.renderer.spec.name, i + 1)
+            finished = self.renderer.render(row.dicts, tools, cue=False)
+            produced = self._produced(row, prompt, finished, found.notes)
+            stop = self._stops.of(messages[i], frame)
+            answer = self._up_to_stop(produced, stop, row.number)
             found.turns.append(Turn(prompt, answer, weight=messages[i].weight))
-            if lost := _lost_in_answer(messages[i], answer):
-                found.notes.add(lost)
+            found.notes |= lost_in_answer(messages[i], answer)
         for i in trained[-1:]:
-            found.notes |= _lost_in_prompt(messages[:i], found.turns[-1].prompt)
+            found.notes |= lost_in_prompt(messages[:i], found.turns[-1].prompt)
         if self._control.softly_acts(sample.messages):
             found.notes.add("a message holds a token that the template writes too, and it acts")
         return found
 
-    def _produced(
-        self,
-        dicts: Sequence[dict[str, Json]],
-        tools: Sequence[Json],
-        prompt: str,
-        finished: str,
-        message: Message,
-    ) -> str:
+    def _produced(self, row: _Row, prompt: str, finished: str, notes: set[str]) -> str:
         """The text that follows the prompt in the finished conversation."""
+        name = self.renderer.spec.name
         if finished.startswith(prompt):
-            return finished[len(prompt) :]
-        name, number = self.renderer.spec.name, len(dicts)
+            return self._without_cue(row, finished[len(prompt) :], notes)
         if not prompt.rstrip().endswith("<think>"):
-            produced = self._produced_alone(dicts, tools, prompt, finished)
+            produced = self._produced_alone(row, prompt, finished)
             if produced is not None:
                 return produced
+            if prompt.rstrip().endswith("</think>"):
+                raise RowError(
+                    f"the template {name} closes the thinking in the prompt that serving sends, so"
+                    f" an answer cannot be given with a thought (message {row.number})"
+                )
             raise RowError(
-                f"the template {name} writes a finished answer (message {number}) differently from"
-                " the prompt that serving sends for it, so what the model has to produce cannot be"
-                " proven"
+                f"the template {name} writes a finished answer (message {row.number}) differently"
+                " from the prompt that serving sends for it, so what the model has to produce"
+                " cannot be proven"
             )
-        produced = None
-        if not message.reasoning and "</think>" not in message.content:
-            # How this template would write a thought shows how it would write none.
-            thinking = {**dicts[-1], "thinking": _THOUGHT, "reasoning_content": _THOUGHT}
-            with_thought = self.renderer.render([*dicts[:-1], thinking], tools, cue=False)
-            if with_thought.startswith(prompt + _THOUGHT):
-                produced = with_thought[len(prompt + _THOUGHT) :]
-        if produced is None:
-            shared = shared_length(prompt, finished)
-            produced = _behind_thought(prompt[shared:], finished[shared:], message)
+        produced = self._behind_no_thought(row, prompt) or _behind_thought(
+            prompt, finished, row.message
+        )
         if produced is None:
             raise RowError(
                 f"the template {name} opens the thinking in the prompt and leaves it out of a"
-                f" finished answer (message {number}): give reasoning_content and content apart"
+                f" finished answer (message {row.number}): give reasoning_content and content apart"
             )
         return produced
 
-    def _produced_alone(
-        self, dicts: Sequence[dict[str, Json]], tools: Sequence[Json], prompt: str, finished: str
-    ) -> str | None:
+    def _without_cue(self, row: _Row, produced: str, notes: set[str]) -> str:
+        """For a template whose prompt lacks the cue of an answer, which the finished text then has
+        (DiffusionGemma, behind the result of a tool): the cue is never for the model to say."""
+        pattern = self._control.pattern
+        opening = pattern.match(produced) if pattern is not None else None
+        cue = self._stops.cue(row.frame) if opening is not None else ""
+        if opening is None or not cue.startswith(opening.group()):
+            return produced
+        if not produced.startswith(cue):
+            raise RowError(
+                f"the prompt that serving sends with the template {self.renderer.spec.name} lacks"
+                f" the beginning of an answer (message {row.number})"
+            )
+        notes.add("the template's prompt lacks the cue of an answer, which is not trained")
+        return produced[len(cue) :]
+
+    def _behind_no_thought(self, row: _Row, prompt: str) -> str | None:
+        """What the model has to produce for an answer without a thought where its prompt has opened
+        the thinking: how this template would write a thought shows how it would write none."""
+        if row.message.reasoning or "</think>" in row.message.content:
+            return None
+        thinking = {**row.dicts[-1], "thinking": _THOUGHT, "reasoning_content": _THOUGHT}
+        finished = self.renderer.render([*row.dicts[:-1], thinking], row.tools, cue=False)
+        opening = prompt + _THOUGHT
+        return finished[len(opening) :] if finished.startswith(opening) else None
+
+    def _produced_alone(self, row: _Row, prompt: str, finished: str) -> str | None:
         """For a template that rewrites what stands *before* an answer once it is given (gpt-oss
         takes earlier analysis away): what the answer reads like behind a question alone, if the
         finished text ends with just that, behind the same cue."""
         pattern = self._control.pattern
-        ask = next((item for item in dicts if item["role"] == "user"), None)
+        ask = next((item for item in row.dicts if item["role"] == "user"), None)
         if ask is None or pattern is None:
             return None
-        short = self.renderer.render([ask], tools, cue=True)
-        whole = self.renderer.render([ask, dicts[-1]], tools, cue=False)
+        short = self.renderer.render([ask], row.tools, cue=True)
+        whole = self.renderer.render([ask, row.dicts[-1]], row.tools, cue=False)
         produced = whole[len(short) :]
         cues = list(pattern.finditer(prompt))
         if not (whole.startswith(short) and produced and finished.endswith(produced) and cues):
             return None
         cue = prompt[cues[-1].start() :]
         return produced if finished.endswith(cue + produced) else None
+
+    def _up_to_stop(self, produced: str, stop: Stop | None, number: int) -> str:
+        name = self.renderer.spec.name
+        if stop is None:
+            raise RowError(
+                f"the template {name} does not end an answer with a token of its own (message"
+                f" {number}), so a model trained on it would not learn to stop"
+            )
+        if stop.is_next and produced.endswith(stop.tail):
+            # What opens the next turn is what ends this one (GLM-4).
+            return produced[: len(produced) - len(stop.tail)] + stop.before + stop.text
+        answer, found, rest = produced.rpartition(stop.text)
+        if not found:
+            raise RowError(f"the template {name} lost the end of the answer (message {number})")
+        if self._control.pattern is not None and self._control.pattern.sub("", rest).strip():
+            raise RowError(
+                f"the template {name} writes text behind the token that ends an answer (message"
+                f" {number})"
+            )
+        return answer + found
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A conversation up to an answer, as a template gets it."""
+
+    dicts: Sequence[dict[str, Json]]
+    """The answer is the last."""
+    tools: Sequence[Json]
+    message: Message
+    """The answer."""
+    frame: Frame
+
+    @property
+    def number(self) -> int:
+        """Of the answer among the messages, from 1."""
+        return len(self.dicts)
 
 
 _THOUGHT = "zqxthought"
@@ -165,12 +220,14 @@ def trained_messages(messages: Sequence[Message], train_on: TrainOn) -> list[int
     return chosen
 
 
-def _behind_thought(opening: str, rest: str, message: Message) -> str | None:
+def _behind_thought(prompt: str, finished: str, message: Message) -> str | None:
     """What the model has to produce where its prompt has opened the thinking, and the finished text
     shows only what came after it: the thinking, its end, and that text. None: it shows something
     else. An answer without a thought closes the thinking at once, as Qwen's templates write it."""
-    if opening.strip() != "<think>":
+    start = prompt.rindex("<think>")
+    if not finished.startswith(prompt[:start]):
         return None
+    opening, rest = prompt[start:], finished[start:]
     if "</think>" in message.content:
         visible = message.content.split("</think>")[-1]
         if message.content.startswith(opening) and rest.startswith(visible):
@@ -179,47 +236,3 @@ def _behind_thought(opening: str, rest: str, message: Message) -> str | None:
     if not rest.startswith(message.content):
         return None
     return f"{message.reasoning}\n</think>\n\n{rest}"
-
-
-def _up_to_stop(produced: str, stop: Stop | None, name: str, number: int) -> str:
-    if stop is None:
-        raise RowError(
-            f"the template {name} does not end an answer with a token of its own (message"
-            f" {number}), so a model trained on it would not learn to stop"
-        )
-    end = produced.rfind(stop.text)
-    if end >= 0:
-        return produced[: end + len(stop.text)]
-    if stop.is_next and produced.endswith(stop.tail):
-        # What opens the next turn is what ends this one (GLM-4).
-        return produced[: len(produced) - len(stop.tail)] + stop.before + stop.text
-    raise RowError(f"the template {name} lost the end of the answer (message {number})")
-
-
-def _lost_in_answer(message: Message, answer: str) -> str | None:
-    """What the template did to an answer's text, if anything."""
-    if message.reasoning and message.reasoning.strip() not in answer:
-        return "the template leaves out the reasoning of an answer"
-    if message.content in answer:
-        return None
-    if message.content.strip() in answer:
-        return "the template strips white space around an answer"
-    return "the template rewrites the text of an answer"
-
-
-def _lost_in_prompt(messages: Sequence[Message], prompt: str) -> set[str]:
-    """What the template did to the text of the messages before an answer."""
-    notes = set()
-    for message in messages:
-        if message.role == "assistant" or message.content in prompt:
-            continue
-        if message.content.strip() in prompt:
-            notes.add(f"the template strips white space around a {message.role} message")
-        elif _as_json(message.content) not in prompt:
-            notes.add(f"the template rewrites or leaves out a {message.role} message")
-    return notes
-
-
-def _as_json(text: str) -> str:
-    """As gpt-oss writes tool results: inside a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -1,6 +1,6 @@
 """Which token ends an answer, asked of a template by rendering a conversation of our own.
 
-    stop = Stops(renderer, control).of(message)         # None: the template ends it with no token
+    stop = Stops(renderer, control).of(message, Frame(has_tools=True))      # None: no token ends it
 
 A known answer is rendered twice: finished, and followed by another turn. The token that both write
 behind it is the stop (`<|im_end|>`; Phi-3 writes `<|endoftext|>` behind it only at the very end).
@@ -8,31 +8,31 @@ Where both write none in common, it is the first one behind the finished answer 
 `<|return|>` there and `<|end|>` in history), and where there is none either, the one that opens the
 next turn, directly behind the answer (GLM-4 stops by `<|user|>` or `<|observation|>`).
 
-Tool calls are asked apart: they may end otherwise, and templates differ in how they can read them.
+Tool calls are asked apart, and so are conversations with tools or a system message: templates may
+end their answers otherwise. What a wrong guess could do is bounded by `data/spans.py`: an answer is
+refused unless it contains the stop and no text follows that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from duiti.data.control import Control
-from duiti.data.render import CallShape, Renderer
+from duiti.data.calls import ANSWER, ASK, CALL, RESULT, SYSTEM, TOOL
+from duiti.data.control import Control, shared_length
+from duiti.data.render import Renderer
 from duiti.errors import RowError
-from duiti.types import Message, ToolCall
+from duiti.types import Json, Message
 
-_ASK = Message(role="user", content="zqxwhat")
-_ANSWER = Message(role="assistant", content="zqxtext")
-_CALL = Message(
-    role="assistant",
-    content="",
-    tool_calls=(ToolCall(name="zqxname", arguments={"zqxkey": "zqxtext"}, id="zqx000001"),),
-)
-_RESULT = Message(role="tool", content="zqxresult", name="zqxname", tool_call_id="zqx000001")
-_SHAPES = [
-    CallShape(arguments_as_text=text, has_content=content)
-    for text in (False, True)
-    for content in (True, False)
-]
+_TEXT = ANSWER.content
+"""How the probes' answers end: with this text, or with a call whose last argument it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a conversation has that may change how its answers end."""
+
+    has_system: bool = False
+    has_tools: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,70 +55,65 @@ class Stops:
     def __init__(self, renderer: Renderer, control: Control) -> None:
         self._renderer = renderer
         self._pattern = control.pattern
-        self._known: dict[bool, Stop | None] = {}
+        self._known: dict[tuple[bool, Frame], Stop | None] = {}
+        self._cues: dict[Frame, str] = {}
 
-    def of(self, message: Message) -> Stop | None:
-        """The stop of an answer like this one; None where no token ends it, or it does not matter.
+    def of(self, message: Message, frame: Frame) -> Stop | None:
+        """The stop of an answer like this one; None where no token ends it.
 
         Raises:
-            RowError: the message calls tools, and the template has no way to write that.
+            RowError: the template does not show such an answer.
         """
-        if message.role != "assistant":
-            return None
-        is_call = bool(message.tool_calls)
-        if is_call not in self._known:
-            self._known[is_call] = self._ask_calls() if is_call else self._ask(_ANSWER, _ASK)
-        found = self._known[is_call]
-        if is_call and found is None:
-            raise RowError(f"the template {self._renderer.spec.name} cannot write tool calls")
-        return found
+        key = bool(message.tool_calls), frame
+        if key not in self._known:
+            self._known[key] = self._ask(*key)
+        return self._known[key]
 
-    def _ask_calls(self) -> Stop | None:
-        """Also settles in which shape the template reads tool calls: the first that it shows."""
-        usual = self._renderer.shape
-        for shape in _SHAPES:
-            self._renderer.shape = shape
-            found = self._ask(_CALL, _RESULT)
-            if found is not None:
-                return found
-        self._renderer.shape = usual
-        return None
+    def cue(self, frame: Frame) -> str:
+        """What a prompt ends with to call for an answer; empty where it cannot be told."""
+        if frame not in self._cues:
+            before, tools = _conversation(frame)
+            try:
+                prompt = self._renderer.prompt(before, tools)
+                finished = self._renderer.transcript(before, tools)
+            except RowError:
+                prompt = finished = ""
+            is_behind = prompt.startswith(finished)
+            self._cues[frame] = prompt[len(finished) :] if is_behind else ""
+        return self._cues[frame]
 
-    def _ask(self, answer: Message, reply: Message) -> Stop | None:
-        declared = self._renderer.spec.stop
-        if declared is not None:
-            return Stop(declared) if not answer.tool_calls else None
+    def _ask(self, is_call: bool, frame: Frame) -> Stop | None:
+        if self._renderer.spec.stop is not None:
+            return Stop(self._renderer.spec.stop)
         if self._pattern is None:
             return None
-        try:
-            finished = self._renderer.transcript([_ASK, answer])
-        except RowError:
-            return None
-        if answer.tool_calls and not ("zqxname" in finished and "zqxkey" in finished):
-            return None
-        end = finished.rfind("zqxtext")
+        answer, reply = (CALL, RESULT) if is_call else (ANSWER, ASK)
+        before, tools = _conversation(frame)
+        finished = self._renderer.transcript([*before, answer], tools)
+        end = finished.rfind(_TEXT)
         if end < 0:
             name = self._renderer.spec.name
             raise RowError(f"the template {name} does not show the text of an answer")
-        tail = finished[end + len("zqxtext") :]
-        return self._from_tails(tail, self._continued(answer, reply))
+        continued = self._continued([*before, answer, reply], tools)
+        return self._from_tails(finished[end + len(_TEXT) :], continued, self.cue(frame))
 
-    def _continued(self, answer: Message, reply: Message) -> str:
+    def _continued(self, messages: list[Message], tools: list[Json]) -> str:
         """What follows the answer when the conversation goes on; empty where it cannot."""
         try:
-            text = self._renderer.prompt([_ASK, answer, reply])
+            text = self._renderer.prompt(messages, tools)
         except RowError:
             return ""
-        end = text.rfind("zqxtext")
-        return text[end + len("zqxtext") :] if end >= 0 else ""
+        end = text.rfind(_TEXT)
+        return text[end + len(_TEXT) :] if end >= 0 else ""
 
-    def _from_tails(self, finished: str, continued: str) -> Stop | None:
+    def _from_tails(self, finished: str, continued: str, cue: str) -> Stop | None:
         assert self._pattern is not None
         shared = shared_length(finished, continued)
         in_both = [m for m in self._pattern.finditer(finished) if m.end() <= shared]
         if in_both:
             return Stop(in_both[-1].group())
-        if first := self._pattern.search(finished):
+        first = self._pattern.search(finished)
+        if first and first.group() not in cue:
             return Stop(first.group())
         opener = self._pattern.search(continued)
         if opener is None:
@@ -128,9 +123,5 @@ class Stops:
         return Stop(opener.group(), True, finished, before) if is_next else None
 
 
-def shared_length(one: str, other: str) -> int:
-    """Number of characters with which both texts begin."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-        min(len(one), len(other)),
-    )
+def _conversation(frame: Frame) -> tuple[list[Message], list[Json]]:
+    return [SYSTEM, ASK] if frame.has_system else [ASK], [TOOL] if frame.has_tools else []
