@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +75,11 @@ def test_a_limit_beyond_the_axis_is_not_drawn() -> None:
     chart = draw_lengths([100, 200], 32_768)
     assert chart is not None
     assert chart.limit is None
+
+
+def test_lengths_may_be_an_array() -> None:
+    lengths = [5, 50, 500]
+    assert draw_lengths(np.array(lengths, dtype=np.int32), 100) == draw_lengths(lengths, 100)
 
 
 def test_no_examples_make_no_histogram() -> None:

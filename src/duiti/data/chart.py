@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 MAX_BARS = 48
 MIN_SHARE = 0.4
@@ -79,7 +80,9 @@ def draw_stack(supervised: int, context: int, cut: int, dropped: int) -> list[Pa
     return parts
 
 
-def draw_lengths(lengths: Sequence[int], max_length: int) -> Lengths | None:
+def draw_lengths(
+    lengths: Sequence[int] | npt.NDArray[np.integer], max_length: int
+) -> Lengths | None:
     """The histogram, on a linear axis or, where few are very long, a logarithmic one."""
     values = np.asarray(lengths, dtype=np.int64)
     if not values.size:

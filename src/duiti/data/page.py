@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, StrictUndefined, Template
 
 from duiti.data.chart import Part, draw_lengths, draw_stack
@@ -75,7 +77,7 @@ class PageData:
     max_length: int
     ledger: Sequence[LedgerLine]
     """A line per source."""
-    lengths: Sequence[int]
+    lengths: Sequence[int] | npt.NDArray[np.integer]
     """Tokens of each example, those that are too long among them."""
     num_examples: int
     """How many there are; `examples` are the first of them."""
