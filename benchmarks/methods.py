@@ -29,7 +29,8 @@ import transformers
 import duiti
 from duiti import tiny
 from duiti.data.batch import collate, micro_batches
-from duiti.data.prepare import prepare
+from duiti.data.prepare import PrepareOptions, prepare
+from duiti.data.sources import Source
 from duiti.eval.evaluate import score
 from duiti.infer.model import Model, load
 from duiti.model.sft_model import SFTModel
@@ -116,8 +117,9 @@ def exact(model: Model, kind: DataName) -> float:
     """Share of the questions that are answered exactly."""
     lines = tiny.data_path(kind).read_text(encoding="utf-8").splitlines()
     rows = random.Random(0).sample([json.loads(line) for line in lines], NUM_QUESTIONS)
-    prepared = prepare([rows], model.encoder, max_length=1024)
-    return score(model, prepared.examples)[0].metrics["exact_match"]
+    source = Source(name="<rows>", rows=rows)
+    prepared = prepare([source], model.template, PrepareOptions(date=model.date))
+    return score(model, prepared.store)[0].metrics["exact_match"]
 
 
 def perplexity(model: Model) -> float:

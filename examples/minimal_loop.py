@@ -20,8 +20,9 @@ from duiti.config import LoraConfig
 from duiti.data.batch import collate, epoch_updates, micro_batches
 from duiti.data.encode import Encoder
 from duiti.data.formats import to_sample
+from duiti.data.prepare import make_encoder
 from duiti.data.read import read_rows
-from duiti.data.template import load_template
+from duiti.data.template import Template, load_template
 from duiti.infer.generate import generate
 from duiti.infer.model import stop_ids_of
 from duiti.model.adapter import save_adapter
@@ -30,7 +31,7 @@ from duiti.model.lora import add_lora, find_targets
 from duiti.model.sft_model import SFTModel
 from duiti.tiny import DataName, data_path
 from duiti.training.optim import RatePlan, learning_rate_at, make_optimizer
-from duiti.types import Example, Rejected, Row, Sample
+from duiti.types import Example, Row, Sample
 
 LORA = LoraConfig(rank=16, alpha=32)
 
@@ -43,8 +44,11 @@ def read_samples(name: DataName, num_rows: int) -> list[Sample]:
 
 def encode(samples: list[Sample], encoder: Encoder) -> list[Example]:
     """Sample → Example: messages to ids and labels, which are -100 on all that is given."""
-    found = encoder.encode(samples)
-    return [one for item in found if not isinstance(item, Rejected) for one in item]
+    return [
+        piece.example(sample.origin)
+        for sample in samples
+        for piece in encoder.encode(sample).pieces
+    ]
 
 
 def train(sft: SFTModel, examples: list[Example], rate: RatePlan, *, batch_size: int) -> None:
@@ -60,28 +64,30 @@ def train(sft: SFTModel, examples: list[Example], rate: RatePlan, *, batch_size:
     )
     for step, rows in enumerate(islice(updates, rate.total_steps), start=1):
         optimizer.zero_grad()
-        loss_sum, num_supervised = 0.0, 0
+        loss_sum = weight_sum = 0.0
         for part in micro_batches(rows, lengths, budget=1024):
-            loss, num_tokens = sft(collate([examples[row] for row in part]))
+            loss, weight = sft(collate([examples[row] for row in part]))
             loss.backward()
             loss_sum += loss.item()
-            num_supervised += num_tokens
+            weight_sum += weight
         for parameter in parameters:
             assert parameter.grad is not None  # every adapter takes part in every update
-            parameter.grad /= num_supervised
+            parameter.grad /= weight_sum
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, rate)
         optimizer.step()
-        print(f"step {step} loss {loss_sum / num_supervised:.4f}")
+        print(f"step {step} loss {loss_sum / weight_sum:.4f}")
 
 
-def ask(model: PreTrainedModel, encoder: Encoder, samples: list[Sample], when: str) -> None:
+def ask(
+    model: PreTrainedModel, template: Template, encoder: Encoder, samples: list[Sample], when: str
+) -> None:
     """Answer the questions; print the first answer, and how many are right to the letter."""
     prompts = [encoder.prompt_ids(sample.messages[:-1]) for sample in samples]
-    stop_ids = stop_ids_of(model, encoder.template)
+    stop_ids = stop_ids_of(model, template)
     answers = generate(model, prompts, stop_ids=stop_ids, max_new_tokens=32)
-    texts = [str(encoder.tokenizer.decode(list(answer.ids))).strip() for answer in answers]
+    texts = [str(template.tokenizer.decode(list(answer.ids))).strip() for answer in answers]
     right = sum(s.messages[-1].content == text for s, text in zip(samples, texts, strict=True))
     print(f"{when}: {texts[0]}\n{when}, right: {right} of {len(texts)}")
 
@@ -95,16 +101,17 @@ def main() -> None:
     source = resolve("tiny")
     tokenizer = load_tokenizer(source)
     model = load_model(source, dtype=torch.float32, device="cpu")
-    encoder = Encoder(tokenizer, load_template("human-assistant", tokenizer))
+    template = load_template("human-assistant", tokenizer)
+    encoder = make_encoder(template)
     held_out = read_samples("heldout", 40)
 
     print(f"question: {held_out[0].messages[0].content}")
-    ask(model, encoder, held_out, "before")
+    ask(model, template, encoder, held_out, "before")
     add_lora(model, find_targets(model, LORA.target_modules), LORA, seed=0)
     rate = RatePlan(peak=2e-3, schedule="cosine", warmup_steps=3, total_steps=arguments.steps)
     examples = encode(read_samples("train", 800), encoder)
     train(SFTModel(model).train(), examples, rate, batch_size=16)
-    ask(model, encoder, held_out, "after")
+    ask(model, template, encoder, held_out, "after")
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     save_adapter(model, arguments.output, LORA, base=source.name)

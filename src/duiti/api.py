@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from duiti.checking import Check, run_check
 from duiti.config import Config, load_config
 from duiti.data.batch import collate
-from duiti.data.prepare import prepare, refusal
-from duiti.errors import UsageError, did_you_mean
+from duiti.data.dataset import Limits, rows_refusal, short_enough
+from duiti.data.prepare import PrepareOptions, prepare
+from duiti.data.sources import Source, parse_source
+from duiti.errors import DataError, UsageError, did_you_mean
 from duiti.eval.evaluate import score
 from duiti.eval.metrics import METRICS
 from duiti.exporting.merge import MergeReport, export_merged
@@ -23,7 +25,7 @@ from duiti.sft import finetune
 from duiti.training.log import Talk
 from duiti.types import Json
 
-Rows: TypeAlias = Sequence[Mapping[str, Json]]
+Rows: TypeAlias = Iterable[Mapping[str, Json]]
 Data: TypeAlias = str | Path | Sequence[str | Path] | Rows
 
 
@@ -31,7 +33,7 @@ def train(data: Data, *, model: str, quiet: bool = False, **settings: Any) -> Ru
     """Fine-tune `model` on `data` and return the run.
 
     Args:
-        data: a path, paths, or rows as a list of dicts.
+        data: a path, paths, or rows as an iterable of dicts (it is read once).
         settings: every key of `Config`; `lora={"rank": 8}` for the nested ones.
 
     Raises:
@@ -79,21 +81,27 @@ def evaluate(
         else load(run, device=device, template=template, trust_remote_code=trust_remote_code)
     )
     length = longest_text(model.hf.config, model.tokenizer)
-    prepared = prepare([data], model.encoder, max_length=length, mapping=map)
-    error = refusal(prepared, on_bad_row=on_bad_row)
+    options = PrepareOptions(date=model.date, mapping=map or {})
+    prepared = prepare([_source(data)], model.template, options)
+    examples, ledger = short_enough(prepared, length)
+    longest = int(prepared.store.lengths.max(initial=0))
+    limits = Limits(max_length=length, positions=length)
+    error = rows_refusal(ledger, limits, on_bad_row=on_bad_row, longest=longest)
     if error is not None:
         raise error
-    probe = collate(probe_rows(model.hf, prepared.examples), model.hf.device)
+    if not len(examples):
+        raise DataError("no row is left to measure on", why="all were rejected")
+    probe = collate(probe_rows(model.hf, examples, lengths=examples.lengths), model.hf.device)
     is_packed = can_pack(model.hf, probe)
-    measure = partial(score, examples=prepared.examples, metrics=metrics, is_packed=is_packed)
+    measure = partial(score, examples=examples, metrics=metrics, is_packed=is_packed)
     with model.base():
         base, _ = measure(model)
     tuned = measure(model)[0] if model.is_tuned else None
     return {
         "base": base.as_dict(),
         "tuned": None if tuned is None else tuned.as_dict(),
-        "n": prepared.ledger.kept,
-        "supervised_tokens": prepared.ledger.supervised,
+        "n": ledger.total.kept,
+        "supervised_tokens": ledger.total.supervised,
     }
 
 
@@ -120,11 +128,19 @@ def export(
     return export_merged(found, Path(output), dtype=wanted, trust_remote_code=trust_remote_code)
 
 
+def _source(data: str | Path | Rows) -> Source:
+    if isinstance(data, str | Path):
+        return parse_source(data)
+    return Source(name="<rows>", rows=data)
+
+
 def _config(data: Data, settings: dict[str, Any]) -> tuple[Config, Rows | None]:
     if isinstance(data, str | Path):
         return load_config(None, {**settings, "data": (str(data),)}), None
+    if not isinstance(data, Sequence):
+        return load_config(None, settings), data
     if all(isinstance(item, str | Path) for item in data):
         return load_config(None, {**settings, "data": tuple(str(item) for item in data)}), None
     if not all(isinstance(item, Mapping) for item in data):
-        raise UsageError("data must be a path, a list of paths, or a list of dicts")
-    return load_config(None, settings), data  # type: ignore[return-value]  # checked above
+        raise UsageError("data must be a path, a list of paths, or rows as dicts")
+    return load_config(None, settings), cast(Rows, data)

@@ -10,6 +10,7 @@ starts, from the model, the data and the machine, and printed with the reason (`
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,19 +99,21 @@ class Config(_Section):
     """All settings of a training run."""
 
     data: Annotated[tuple[str, ...], Parameter(show=False)] = ()
-    """Files to train on (positional on the command line)."""
+    """Files or folders to train on (positional on the command line): `a.jsonl`, a tenth of its rows
+    (`a.jsonl@0.1`) or 500 of them (`a.jsonl#500`); in YAML also `{path: a.jsonl, weight: 0.1}`."""
     model: Annotated[str, Parameter(name=["--model", "-m"])] = ""
     """Base model: a folder, `tiny` (embedded), or a hub id."""
     output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None
     """Run folder to create. Default: `runs/<data>-<model>`, numbered, never overwritten."""
     val: str | None = None
-    """Rows to measure on and never train: a file, or a share of the data such as `5%`."""
+    """Rows to measure on and never train: a file, a folder, or a share of the data such as `5%`.
+    Where a folder of data has validation files, those."""
     map: Annotated[dict[str, str], Parameter(n_tokens=1, accepts_keys=False)] = Field(
         default_factory=dict
     )
     """Rename fields before reading: `question=prompt,answer=response`."""
     filter: str | None = None
-    """Keep a row only if a function of yours says so: `file.py:function`, called with its fields."""
+    """Keep a row only if a function of yours returns True: `file.py:function`."""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """What a row that cannot be used does to the run: stop it, or be dropped and listed."""
     template: str = "auto"
@@ -122,13 +125,16 @@ class Config(_Section):
     """Control tokens written in a message, such as `<|im_end|>`: the row is rejected, they become
     ordinary text (`escape`), or they act (`allow`)."""
     date: str = "auto"
-    """What a template that asks for the date gets: `2026-03-31`. `auto`: today, when the run starts."""
+    """What a template that asks for the date gets: `2026-03-31`. `auto`: the day of the start."""
     max_length: Auto | Annotated[int, Field(ge=2)] = "auto"
     """Longest text in tokens. `auto`: what the model's positions allow."""
     over_length: Literal["drop", "error", "truncate"] = "drop"
-    """What happens to a longer one. More than 1 % of the answer tokens lost stops the run."""
+    """What happens to a longer one: `drop` its row, stop with an `error`, or `truncate` it in or
+    behind an answer; a cut answer has no stop token."""
+    max_lost: float = Field(default=0.01, ge=0, le=1)
+    """Share of the answer tokens that may be lost to `max_length`; more of it stops the run."""
     strict: bool = False
-    """Refuse the data for what is otherwise a warning: duplicates, contradictions, lossy templates."""
+    """Refuse the data for whatever is a warning otherwise, such as duplicates."""
     cache: bool = True
     """Keep prepared data for the next run with the same files, model and settings."""
     workers: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
@@ -170,7 +176,8 @@ class Config(_Section):
     @field_validator("data", mode="before")
     @classmethod
     def _one_file_is_a_list_of_one(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        files = [value] if isinstance(value, str | Mapping) else value
+        return [_as_source(f) for f in files] if isinstance(files, list | tuple) else files
 
     @field_validator("map", mode="before")
     @classmethod
@@ -182,6 +189,13 @@ class Config(_Section):
             raise ValueError("must read like question=prompt,answer=response")
         return {old.strip(): new.strip() for old, _, new in pairs}
 
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, value: str) -> str:
+        if value != "auto":
+            datetime.date.fromisoformat(value)
+        return value
+
     @model_validator(mode="after")
     def _options_without_effect(self) -> Config:
         """An option that nothing will read is a misunderstanding: say so instead of ignoring it."""
@@ -192,9 +206,23 @@ class Config(_Section):
         ]
         if dead:
             raise ValueError(f"{dead[0]}.* has no effect with method: {self.method}")
-        if self.eval_every != "auto" and self.val is None:
-            raise ValueError("eval_every has no effect without val")
         return self
+
+
+def _as_source(value: object) -> object:
+    """`{path: a.jsonl, weight: 0.1}` as `a.jsonl@0.1`."""
+    if not isinstance(value, Mapping):
+        return value
+    amounts = {"weight": "@", "rows": "#"}
+    unknown = [str(key) for key in value if key not in ("path", *amounts)]
+    if unknown:
+        raise ValueError(
+            f'unknown key "{unknown[0]}" of a file.{did_you_mean(unknown[0], ("path", *amounts))}'
+        )
+    given = [name for name in amounts if value.get(name) is not None]
+    if not isinstance(value.get("path"), str) or len(given) > 1:
+        raise ValueError("a file reads {path: a.jsonl, weight: 0.1} or {path: a.jsonl, rows: 500}")
+    return f"{value['path']}" + "".join(f"{amounts[name]}{value[name]}" for name in given)
 
 
 def load_config(file: str | Path | None, flags: Mapping[str, Any]) -> Config:

@@ -8,19 +8,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from duiti.config import Config
-from duiti.data.encode import Encoder
-from duiti.data.prepare import Prepared, Source, prepare, refusal
-from duiti.data.split import parse_share, split
+from duiti.data.dataset import DataSet, Limits, refusal, settle_data
+from duiti.data.prepare import Prepared, PrepareOptions, Report, Say, day, prepare
+from duiti.data.sources import Expanded, Source, expand, parse_source
+from duiti.data.split import parse_share
+from duiti.data.store import ExampleStore
 from duiti.data.template import Template, load_template
 from duiti.errors import DataError, UsageError
 from duiti.model.load import ModelSource, load_config, load_tokenizer, longest_text, resolve
-from duiti.types import IGNORE_INDEX, Example, Json
+from duiti.types import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -36,13 +37,21 @@ class Material:
     model_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     template: Template
-    encoder: Encoder
-    prepared: Prepared
-    """All rows of the data, those split off for validation included."""
-    train: list[Example]
-    val: list[Example] = field(default_factory=list)
-    val_prepared: Prepared | None = None
-    """Where the validation rows come from a file of their own."""
+    options: PrepareOptions
+    limits: Limits
+    data: DataSet
+    prepared: tuple[Prepared, ...]
+    """The data, and where they come from elsewhere the validation rows."""
+    notes: tuple[str, ...]
+    """What is good to know, and no reason to worry."""
+
+    @property
+    def train(self) -> ExampleStore:
+        return self.data.train
+
+    @property
+    def val(self) -> ExampleStore:
+        return self.data.val
 
     @property
     def width(self) -> int:
@@ -50,64 +59,56 @@ class Material:
         return int(self.model_config.get_text_config().hidden_size)
 
 
-def read_material(config: Config, *, rows: Sequence[Mapping[str, Json]] | None = None) -> Material:
+def read_material(
+    config: Config,
+    *,
+    rows: Iterable[Mapping[str, Json]] | None = None,
+    say: Say = lambda line: None,
+    report: Report = lambda progress: None,
+) -> Material:
     """Read, render and encode all rows. Loads no weights; raises for nothing that is in a row.
 
     Args:
         rows: rows given from Python, instead of `config.data`.
+        say, report: as for `prepare`.
 
     Raises:
         UsageError: a name, path or setting that cannot be meant as given.
+        DataError: a file that cannot be read to its end.
     """
     if not config.model:
         raise UsageError("no model is given", fix="-m Qwen/Qwen3-0.6B, a folder, or -m tiny")
-    sources: list[Source] = list(config.data) if rows is None else [rows]
-    if not sources:
-        raise UsageError("no data is given", fix="duiti train my.jsonl -m tiny")
+    sources, val_sources, ignored = _sources(config, rows)
     source = resolve(config.model, trust_remote_code=config.trust_remote_code)
     model_config = load_config(source)
     tokenizer = load_tokenizer(source)
     template = load_template(config.template, tokenizer)
-    encoder = Encoder(tokenizer, template)
-    limit = longest_text(model_config, tokenizer)
-    length = limit if config.max_length == "auto" else config.max_length
-    if length > limit:
-        raise UsageError(
-            f"max_length {length} is more than the {limit} positions of {source.name}",
-            fix=f"--max-length {limit}, or less",
-        )
-    prepared = prepare(sources, encoder, max_length=length, mapping=config.map)
-    material = Material(
-        name=Path(config.data[0]).name.partition(".")[0] if rows is None else "rows",
+    limits = _limits(config, longest_text(model_config, tokenizer), source)
+    options = _options(config, limits.max_length)
+    prepared = prepare(sources, template, options, say=say, report=report)
+    val: Prepared | float | None = parse_share(config.val) if config.val is not None else None
+    if val_sources:
+        val = prepare(val_sources, template, _val_options(options), say=say, report=report)
+    data = settle_data(prepared, val, max_length=limits.max_length, seed=config.seed)
+    if isinstance(val, float) and data.ledger.total.kept + data.ledger.total.val > 0:
+        _check_split(config, data)
+    if config.eval_every != "auto" and not data.val:
+        raise UsageError("eval_every has no effect without val", fix="--val 5%, or a file")
+    notes = [f"not read: {', '.join(ignored)}"] if ignored else []
+    if "strftime_now" in template.source:
+        notes.append(f"the template writes the date; in this run it is {options.date}")
+    return Material(
+        name=_name(sources[0]),
         source=source,
         model_config=model_config,
         tokenizer=tokenizer,
         template=template,
-        encoder=encoder,
-        prepared=prepared,
-        train=prepared.examples,
+        options=options,
+        limits=limits,
+        data=data,
+        prepared=(prepared, val) if isinstance(val, Prepared) else (prepared,),
+        notes=tuple(notes),
     )
-    _set_val_apart(material, config, length)
-    return material
-
-
-def _set_val_apart(material: Material, config: Config, length: int) -> None:
-    if config.val is None:
-        return
-    share = parse_share(config.val)
-    if share is None:
-        material.val_prepared = prepare(
-            [config.val], material.encoder, max_length=length, mapping=config.map
-        )
-        material.val = material.val_prepared.examples
-        return
-    examples = material.prepared.examples
-    material.train, material.val = split(examples, share=share, seed=config.seed)
-    if examples and not (material.train and material.val):
-        raise UsageError(
-            f"val {config.val} of {len(examples)} examples leaves one side empty",
-            fix="a larger share, or a file of its own: --val held-out.jsonl",
-        )
 
 
 def raise_refusals(material: Material, config: Config) -> None:
@@ -116,10 +117,14 @@ def raise_refusals(material: Material, config: Config) -> None:
     Raises:
         DataError: why, with the rows by file and line.
     """
-    for prepared in filter(None, (material.prepared, material.val_prepared)):
-        error = refusal(prepared, on_bad_row=config.on_bad_row, over_length=config.over_length)
-        if error is not None:
-            raise error
+    error = refusal(
+        material.data,
+        material.limits,
+        on_bad_row=config.on_bad_row,
+        is_strict=config.strict,
+    )
+    if error is not None:
+        raise error
 
 
 def check_ids(material: Material, num_embeddings: int) -> None:
@@ -128,20 +133,76 @@ def check_ids(material: Material, num_embeddings: int) -> None:
     Raises:
         DataError: tokenizer and model do not belong together.
     """
-    largest = max(int(example.input_ids.max()) for example in [*material.train, *material.val])
+    largest = max(material.train.max_id, material.val.max_id)
     if largest >= num_embeddings:
         raise DataError(
             f"the tokenizer gives token {largest}, and the model has {num_embeddings} embeddings",
             why="tokenizer and model do not belong together",
+            fix="use the tokenizer that came with the model",
         )
 
 
-def trained_stops(examples: Sequence[Example]) -> frozenset[int]:
-    """The ids that end trained answers."""
-    stops: set[int] = set()
-    for example in examples:
-        is_answer = example.labels != IGNORE_INDEX
-        is_last = is_answer.copy()
-        is_last[:-1] &= ~is_answer[1:]
-        stops.update(example.input_ids[is_last].tolist())
-    return frozenset(stops)
+def _sources(
+    config: Config, rows: Iterable[Mapping[str, Json]] | None
+) -> tuple[list[Source], list[Source], tuple[str, ...]]:
+    """Sources to train on, sources to validate with, and files of folders that are not read."""
+    if rows is not None:
+        found = Expanded(train=(Source(name="<rows>", rows=rows),), val=(), ignored=())
+    elif config.data:
+        found = expand([parse_source(name) for name in config.data])
+    else:
+        raise UsageError("no data is given", fix="duiti train my.jsonl -m tiny")
+    if config.val is None:
+        return list(found.train), list(found.val), found.ignored
+    ignored = (*found.ignored, *(source.name for source in found.val))
+    if parse_share(config.val) is not None:
+        return list(found.train), [], ignored
+    own = expand([parse_source(config.val)])
+    return list(found.train), [*own.train, *own.val], ignored
+
+
+def _limits(config: Config, limit: int, source: ModelSource) -> Limits:
+    length = limit if config.max_length == "auto" else config.max_length
+    if length > limit:
+        raise UsageError(
+            f"max_length {length} is more than the {limit} positions of {source.name}",
+            fix=f"--max-length {limit}, or less",
+        )
+    return Limits(
+        max_length=length,
+        positions=limit,
+        over_length=config.over_length,
+        max_lost=config.max_lost,
+    )
+
+
+def _options(config: Config, max_length: int) -> PrepareOptions:
+    return PrepareOptions(
+        date=day(config.date),
+        mapping=config.map,
+        filter=config.filter,
+        train_on=config.train_on,
+        special_tokens=config.special_tokens,
+        truncate_to=max_length if config.over_length == "truncate" else None,
+        seed=config.seed,
+        workers=None if config.workers == "auto" else config.workers,
+        cache=config.cache,
+    )
+
+
+def _val_options(options: PrepareOptions) -> PrepareOptions:
+    """A filter chooses what to train on; what is measured on is taken as it is."""
+    return replace(options, filter=None)
+
+
+def _check_split(config: Config, data: DataSet) -> None:
+    if not (len(data.train) and len(data.val)):
+        total = len(data.train) + len(data.val)
+        raise UsageError(
+            f"val {config.val} of {total} examples leaves one side empty",
+            fix="a larger share, or a file of its own: --val held-out.jsonl",
+        )
+
+
+def _name(source: Source) -> str:
+    return source.path.name.partition(".")[0] if source.path is not None else "rows"

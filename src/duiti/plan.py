@@ -23,7 +23,10 @@ CUDA_MICRO_BATCH_TOKENS = 16384
 def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     """Replace every `auto` by a value; say why, by key."""
     reasons: dict[str, str] = {}
-    values: dict[str, object] = {"model": material.source.lasting_name}
+    values: dict[str, object] = {
+        "model": material.source.lasting_name,
+        "date": material.options.date,
+    }
 
     def choose(key: str, value: object, reason: str) -> None:
         values[key], reasons[key] = value, reason
@@ -36,26 +39,32 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
         dtype, why = choose_dtype(device=device, hidden_size=material.width)
         choose("dtype", dtype, why)
     if config.template == "auto":
-        has_own = material.template.name == "model"
-        why = "the model's own" if has_own else "the model has no chat template of its own"
-        choose("template", material.template.name, why)
+        choose("template", material.template.name, _why_template(material))
     if config.max_length == "auto":
-        choose("max_length", material.prepared.max_length, "what the model's positions allow")
+        choose("max_length", material.data.max_length, "what the model's positions allow")
     if config.learning_rate == "auto":
         choose("learning_rate", *default_learning_rate(config.method, material.width))
     if config.micro_batch_tokens == "auto":
-        usual = CUDA_MICRO_BATCH_TOKENS if is_cuda else CPU_MICRO_BATCH_TOKENS
-        longest = max(len(example) for example in [*material.train, *material.val])
-        why = (
-            "the longest row" if longest > usual else f"usual on {'a GPU' if is_cuda else 'a CPU'}"
-        )
-        choose("micro_batch_tokens", max(usual, longest), why)
+        choose("micro_batch_tokens", *_micro_batch_tokens(material, is_cuda=is_cuda))
     total = total_steps(config, len(material.train))
     if config.warmup_steps == "auto":
         choose("warmup_steps", min(100, max(1, round(0.03 * total))), f"3 % of {total} updates")
-    if config.val is not None and config.eval_every == "auto":
+    if material.val and config.eval_every == "auto":
         choose("eval_every", max(1, total // 10), "ten times over the run")
     return config.model_copy(update=values), reasons
+
+
+def _why_template(material: Material) -> str:
+    has_own = material.template.name == "model"
+    return "the model's own" if has_own else "the model has no chat template of its own"
+
+
+def _micro_batch_tokens(material: Material, *, is_cuda: bool) -> tuple[int, str]:
+    usual = CUDA_MICRO_BATCH_TOKENS if is_cuda else CPU_MICRO_BATCH_TOKENS
+    longest = max(int(s.lengths.max()) for s in (material.train, material.val) if len(s))
+    if longest > usual:
+        return longest, "the longest row"
+    return usual, f"usual on {'a GPU' if is_cuda else 'a CPU'}"
 
 
 def total_steps(config: Config, num_examples: int) -> int:

@@ -6,9 +6,9 @@ write_end(folder, config, material, outcome)       # after
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -78,7 +78,7 @@ class Samples:
         write_jsonl(folder / SAMPLES_FILE, lines)
 
 
-def before_samples(model: Model, val: list[Example], compute_dtype: torch.dtype) -> Samples:
+def before_samples(model: Model, val: Sequence[Example], compute_dtype: torch.dtype) -> Samples:
     """Ask the untrained model the first few validation questions."""
     asked = questions(val[:NUM_SAMPLES], model)[:NUM_SAMPLES]
     return Samples(asked, _answers(model, asked, compute_dtype) if asked else [], compute_dtype)
@@ -96,7 +96,7 @@ def _answers(model: Model, asked: list[Asked], compute_dtype: torch.dtype) -> li
 def write_start(folder: Path, config: Config, reasons: dict[str, str], material: Material) -> None:
     """Settings, environment and ledger: what is known before the first update."""
     write_config(folder, config, reasons)
-    files = [*config.data, *([config.val] if material.val_prepared and config.val else [])]
+    files = [file for prepared in material.prepared for file in prepared.files]
     environment = {
         "duiti": duiti.__version__,
         "torch": torch.__version__,
@@ -107,14 +107,19 @@ def write_start(folder: Path, config: Config, reasons: dict[str, str], material:
         "gpu": torch.cuda.get_device_name() if config.device.startswith("cuda") else None,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["duiti", *sys.argv[1:]] if Path(sys.argv[0]).name == "duiti" else None,
-        "data": [{"file": name, "sha256": _sha256(Path(name))} for name in files],
+        "data": [{"file": file.name, "sha256": file.sha256} for file in files],
+        "date": config.date,
     }
     write_json(folder / ENV_FILE, environment)
-    ledger = {"data": material.prepared.ledger.as_dict(), "warnings": material.prepared.warnings}
-    rejected = list(material.prepared.ledger.rejected)
-    if material.val_prepared is not None:
-        ledger["val"] = material.val_prepared.ledger.as_dict()
-        rejected += material.val_prepared.ledger.rejected
+    data = material.data
+    ledger: dict[str, object] = {"data": data.ledger.as_dict(), "warnings": list(data.warnings)}
+    ledger["duplicates"] = data.duplicates.as_dict()
+    rejected = list(data.ledger.rejected)
+    if data.val_ledger is not None:
+        ledger["val"] = data.val_ledger.as_dict()
+        rejected += data.val_ledger.rejected
+    if data.leaks is not None:
+        ledger["leaks"] = data.leaks.as_dict()
     write_json(folder / LEDGER_FILE, ledger)
     lines = [{"origin": str(row.origin), "reason": row.reason} for row in rejected]
     write_jsonl(folder / REJECTED_FILE, lines)
@@ -122,7 +127,7 @@ def write_start(folder: Path, config: Config, reasons: dict[str, str], material:
 
 def write_end(folder: Path, config: Config, material: Material, outcome: Outcome) -> None:
     """The run's README: what it is, what was measured, how to use it."""
-    ledger = material.prepared.ledger
+    ledger = material.data.ledger.total
     assert outcome.last is not None  # a plan has at least one update
     kind = "PEFT adapter" if config.method == "lora" else "transformers model"
     results = [f"- last training loss: {outcome.last.loss:.4f} (step {outcome.last.step})"]
@@ -157,8 +162,3 @@ def write_end(folder: Path, config: Config, material: Material, outcome: Outcome
         " `metrics.jsonl`. Every row: `data/ledger.json`.",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ left out, replaced or called alone (`examples/minimal_loop.py` does so).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -17,7 +17,7 @@ from duiti.config import Config
 from duiti.data.batch import collate
 from duiti.eval.evaluate import held_out_loss
 from duiti.infer.model import Model, stop_ids_of
-from duiti.material import check_ids, raise_refusals, read_material, trained_stops
+from duiti.material import check_ids, raise_refusals, read_material
 from duiti.model.freeze import choose_trained
 from duiti.model.load import load_model, num_embeddings
 from duiti.model.sft_model import SFTModel, can_pack, probe_rows
@@ -25,7 +25,7 @@ from duiti.plan import is_val_due, settle, step_plan
 from duiti.record import Outcome, before_samples, write_end, write_start
 from duiti.run import Run, new_run_folder
 from duiti.summary import say_data, say_end, say_plan
-from duiti.training.log import RunLog, Talk
+from duiti.training.log import RunLog, Talk, preparing
 from duiti.training.optim import make_optimizer
 from duiti.training.save import save_weights
 from duiti.training.step import train_steps
@@ -33,7 +33,7 @@ from duiti.types import Json
 
 
 def finetune(
-    config: Config, *, rows: Sequence[Mapping[str, Json]] | None = None, talk: Talk | None = None
+    config: Config, *, rows: Iterable[Mapping[str, Json]] | None = None, talk: Talk | None = None
 ) -> Run:
     """Train as `config` says and leave a run on disk.
 
@@ -48,7 +48,8 @@ def finetune(
     talk = talk or Talk()
     started = time.perf_counter()
 
-    material = read_material(config, rows=rows)
+    with preparing(talk) as watch:
+        material = read_material(config, rows=rows, say=watch.say, report=watch.report)
     say_data(material, talk)
     raise_refusals(material, config)
     config, reasons = settle(config, material)
@@ -59,7 +60,8 @@ def finetune(
     compute_dtype = getattr(torch, config.dtype)
     model = load_model(material.source, dtype=compute_dtype, device=config.device)
     check_ids(material, num_embeddings(model))
-    probe = probe_rows(model, [*material.train, *material.val])
+    probe = [row for store in (material.train, material.val)
+             for row in probe_rows(model, store, lengths=store.lengths)]  # fmt: skip
     is_packed = can_pack(model, collate(probe, config.device))
     trained = choose_trained(model, config)
     sft = SFTModel(model, compute_dtype=compute_dtype, is_packed=is_packed)
@@ -67,9 +69,9 @@ def finetune(
     plan = step_plan(config, len(material.train))
     say_plan(config, reasons, trained, plan, is_packed=is_packed, talk=talk)
 
-    stops = trained_stops(material.train)
+    stops = frozenset(material.prepared[0].account.stops)
     stop_ids = stop_ids_of(model, material.template) | stops
-    tuned = Model(model, material.template, stop_ids=stop_ids, name=folder.name)
+    tuned = Model(model, material.template, stop_ids=stop_ids, name=folder.name, date=config.date)
     samples = before_samples(tuned, material.val, compute_dtype)
     outcome = Outcome(val_before=held_out_loss(sft, material.val) if material.val else None)
     with RunLog(folder, talk, total_steps=plan.total_steps) as log:

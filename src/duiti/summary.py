@@ -4,31 +4,81 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.table import Table
+from rich.text import Text
+
 from duiti.config import Config
+from duiti.data.ledger import Ledger
 from duiti.material import Material
 from duiti.model.freeze import Trained
 from duiti.record import Outcome
 from duiti.training.log import Talk, clock, gigabytes
 from duiti.training.step import StepPlan
 
+MAX_NAME = 32
+"""Characters of a file's name in a table; the end tells more than the beginning."""
+
 
 def say_data(material: Material, talk: Talk) -> None:
-    """The ledger in a line, and everything that looked odd."""
-    ledger = material.prepared.ledger
-    share = f" ({ledger.supervised / ledger.total:.0%})" if ledger.total else ""
-    rows = f"{ledger.rows:,} rows: {ledger.kept:,} kept"
-    rows += f", {len(ledger.rejected):,} rejected" if ledger.rejected else ""
-    rows += f", {ledger.dropped:,} too long" if ledger.dropped else ""
-    if ledger.examples != ledger.kept:
-        rows += f" → {ledger.examples:,} examples"
-    talk.say("data", f"{rows} · {ledger.total:,} tokens, {ledger.supervised:,} trained{share}")
-    if ledger.dropped:
-        cut = f"{ledger.answers_cut:,} answer tokens with them"
-        talk.say("", f"longer than {material.prepared.max_length} tokens, so dropped: {cut}")
-    if material.val:
-        talk.say("", f"{len(material.train):,} to train on, {len(material.val):,} to measure on")
-    for warning in material.prepared.warnings:
-        talk.say("note", warning)
+    """Where every row and token went, and everything that looked odd."""
+    data = material.data
+    total = data.ledger.total
+    share = f" ({total.supervised / total.total:.0%})" if total.total else ""
+    rows = f"{total.rows:,} rows: {total.kept:,} kept"
+    if total.examples != total.kept:
+        rows += f" → {total.examples:,} examples"
+    talk.say("data", f"{rows} · {total.total:,} tokens, {total.supervised:,} trained{share}")
+    talk.show(_table(data.ledger))
+    if total.dropped or total.cut:
+        lost = f"{total.answers_cut:,} answer tokens are lost with them"
+        talk.say("length", f"longer than {data.max_length}: {total.dropped:,} rows dropped,"
+                 f" {total.cut:,} cut; {lost}")  # fmt: skip
+    if data.val:
+        val = f"{len(data.val):,} examples to measure on"
+        val += f" ({_rejected(data.val_ledger)} rejected)" if _rejected(data.val_ledger) else ""
+        talk.say("val", val)
+    for note in material.notes:
+        talk.say("note", note)
+    for warning in data.warnings:
+        talk.say("warning", warning)
+
+
+def _rejected(ledger: Ledger | None) -> int:
+    return len(ledger.rejected) if ledger is not None else 0
+
+
+_COLUMNS: tuple[tuple[str, str, bool], ...] = (
+    ("rows", "rows", True),
+    ("kept", "kept", True),
+    ("rejected", "rejected", False),
+    ("filtered", "filtered", False),
+    ("too long", "dropped", False),
+    ("val", "val", False),
+    ("in val too", "leaked", False),
+    ("tokens", "total", True),
+    ("= trained", "supervised", True),
+    ("+ given", "context", True),
+    ("+ cut", "cut_tokens", False),
+    ("+ too long", "dropped_tokens", False),
+    ("+ val", "val_tokens", False),
+    ("+ in val too", "leaked_tokens", False),
+)
+"""Heading, field of a `SourceLedger`, and whether it is shown where all are zero."""
+
+
+def _table(ledger: Ledger) -> Table:
+    total = ledger.total
+    shown = [(head, name) for head, name, always in _COLUMNS if always or getattr(total, name)]
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for head, _ in shown:
+        table.add_column(head, justify="right", no_wrap=True)
+    several = [total] if len(ledger.sources) > 1 else []
+    for source in (*ledger.sources, *several):
+        cells = (f"{getattr(source, name):,}" for _, name in shown)
+        name = source.file if len(source.file) <= MAX_NAME else f"…{source.file[1 - MAX_NAME :]}"
+        table.add_row(Text(f"{'':<10}{name}"), *cells)
+    return table
 
 
 def say_plan(

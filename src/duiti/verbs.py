@@ -42,6 +42,7 @@ def check(
     config: ConfigFile = None,
     show: int = 3,
     dump: Path | None = None,
+    html: Path | None = None,
     json_: Json = False,
     settings: Settings = NO_SETTINGS,
 ) -> None:
@@ -50,23 +51,28 @@ def check(
     Parameters
     ----------
     data
-        Files to look at.
+        Files or folders to look at; `file@0.1` takes a tenth of its rows, `file#500` 500 of them.
     config
         YAML file with settings; flags win over it.
     show
         How many examples to print with their trained part marked.
     dump
         Write every example (origin, input_ids, labels) to this JSONL file.
+    html
+        Write all that is found to this page: ledger, lengths, and every token of the first rows.
     json_
         Print one JSON object instead.
     """
     from duiti.checking import run_check
     from duiti.summary import say_data
-    from duiti.training.log import Talk
+    from duiti.training.log import Talk, preparing
 
-    report = run_check(_merge(config, data, settings))
+    with preparing(Talk(quiet=json_)) as watch:
+        report = run_check(_merge(config, data, settings), say=watch.say, report=watch.report)
     if dump is not None:
         report.dump(dump)
+    if html is not None:
+        report.write_page(html)
     if json_:
         print(json.dumps(report.as_dict(), ensure_ascii=False))
     else:
@@ -74,6 +80,8 @@ def check(
         say_data(report.material, talk)
         talk.say("template", report.material.template.name)
         report.print_masks(show, talk.console)
+        if html is not None:
+            talk.say("page", str(html))
     if report.refusal is not None:
         if json_:
             raise SystemExit(report.refusal.exit_code)
@@ -90,7 +98,7 @@ def train(
     Parameters
     ----------
     data
-        Files to train on: JSONL or JSON.
+        Files or folders to train on; `file@0.1` takes a tenth of its rows, `file#500` 500 of them.
     config
         YAML file with settings; flags win over it.
     plain

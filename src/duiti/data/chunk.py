@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from duiti.data.block import Block
 from duiti.data.encode import Encoded, Encoder
 from duiti.data.formats import row_digests, to_sample, unread_fields
 from duiti.data.render import TemplateFault
-from duiti.data.store import Block
 from duiti.errors import RowError, shown_name
 from duiti.types import Json, Rejected, Row, Sample
 
@@ -25,7 +25,8 @@ from duiti.types import Json, Rejected, Row, Sample
 class NumberedRow:
     """A row and which of the sources it is from."""
 
-    row: Row | Rejected
+    row: Row | Rejected | None
+    """None: the user's filter left it out."""
     source: int
 
 
@@ -34,13 +35,16 @@ class SourceCounts:
     """What a chunk holds of one source."""
 
     rows: int = 0
+    rejected: int = 0
+    filtered: int = 0
     tokens: int = 0
     """Of all examples of its readable rows, before anything was cut."""
     cut_answer: int = 0
+    """Trained tokens that were cut."""
     cut_context: int = 0
-    cut_rows: int = 0
+    cut: int = 0
     """Rows of which something was cut, and something was kept."""
-    emptied_rows: int = 0
+    emptied: int = 0
     """Rows of which nothing trained was left."""
 
 
@@ -52,9 +56,30 @@ class Account:
     rejected: list[tuple[int, int, str]] = field(default_factory=list)
     """Source, line, reason."""
     notes: Counter[str] = field(default_factory=Counter)
+    stops: set[int] = field(default_factory=set)
+    """Tokens that end trained answers."""
 
     def of(self, source: int) -> SourceCounts:
         return self.sources.setdefault(source, SourceCounts())
+
+    @property
+    def num_rows(self) -> int:
+        return sum(counts.rows for counts in self.sources.values())
+
+    def pass_by(self, numbered: NumberedRow) -> bool:
+        """Count a row; False where there is nothing to encode in it."""
+        counts = self.of(numbered.source)
+        counts.rows += 1
+        if numbered.row is None:
+            counts.filtered += 1
+        elif isinstance(numbered.row, Rejected):
+            self.reject(numbered.source, numbered.row.origin.line, numbered.row.reason)
+        return isinstance(numbered.row, Row)
+
+    def reject(self, source: int, line: int, reason: str) -> None:
+        """Note that a row cannot be used."""
+        self.of(source).rejected += 1
+        self.rejected.append((source, line, reason))
 
     def add(self, other: Account) -> None:
         """Take in the account of what follows."""
@@ -64,6 +89,7 @@ class Account:
                 setattr(own, name, getattr(own, name) + getattr(counts, name))
         self.rejected += other.rejected
         self.notes.update(other.notes)
+        self.stops |= other.stops
 
     def as_dict(self) -> dict[str, Json]:
         """Values that JSON can carry."""
@@ -71,7 +97,12 @@ class Account:
             str(source): {name: getattr(counts, name) for name in SourceCounts.__slots__}
             for source, counts in self.sources.items()
         }
-        values = {"sources": sources, "rejected": self.rejected, "notes": dict(self.notes)}
+        values = {
+            "sources": sources,
+            "rejected": self.rejected,
+            "notes": dict(self.notes),
+            "stops": sorted(self.stops),
+        }
         return cast(dict[str, Json], values)
 
     @classmethod
@@ -81,6 +112,7 @@ class Account:
             sources={int(s): SourceCounts(**counts) for s, counts in values["sources"].items()},
             rejected=[(source, line, reason) for source, line, reason in values["rejected"]],
             notes=Counter(values["notes"]),
+            stops=set(values["stops"]),
         )
 
 
@@ -131,21 +163,19 @@ class RowEncoder:
         for place, numbered in enumerate(rows):
             at(place)
             row, source = numbered.row, numbered.source
-            counts = account.of(source)
-            counts.rows += 1
-            if isinstance(row, Rejected):
-                account.rejected.append((source, row.origin.line, row.reason))
+            if not account.pass_by(numbered) or not isinstance(row, Row):
                 continue
             try:
                 sample = to_sample(row, self._mapping)
                 encoded = self._encoder.encode(sample)
             except RowError as error:
-                account.rejected.append((source, row.origin.line, str(error)))
+                account.reject(source, row.origin.line, str(error))
                 continue
             except TemplateFault as fault:
                 raise FaultAt(str(fault), place) from None
-            _count(counts, encoded)
+            _count(account.of(source), encoded)
             account.notes.update(encoded.notes)
+            account.stops |= encoded.stops
             account.notes.update(self._odd(row, sample))
             columns.add(encoded, source, row.origin.line, row_digests(sample))
         return Chunk(columns.block(), account)
@@ -170,9 +200,9 @@ def _count(counts: SourceCounts, encoded: Encoded) -> None:
     counts.cut_answer += encoded.cut_answer
     counts.cut_context += encoded.cut_context
     if not encoded.pieces:
-        counts.emptied_rows += 1
+        counts.emptied += 1
     elif encoded.cut_answer or encoded.cut_context:
-        counts.cut_rows += 1
+        counts.cut += 1
 
 
 class _Columns:
@@ -186,12 +216,14 @@ class _Columns:
         self._weights: list[float] = []
         self._files: list[int] = []
         self._lines: list[int] = []
+        self._parts: list[int] = []
         self._digests: list[tuple[int, int, int, int]] = []
 
     def add(
         self, encoded: Encoded, source: int, line: int, digests: tuple[int, int, int, int]
     ) -> None:
-        for piece in encoded.pieces:
+        for part, piece in enumerate(encoded.pieces):
+            self._parts.append(part)
             self._ids += piece.ids
             self._lengths.append(len(piece.ids))
             self._span_counts.append(len(piece.spans))
@@ -211,5 +243,6 @@ class _Columns:
             weights=np.array(self._weights, dtype=np.float32),
             files=np.array(self._files, dtype=np.int32),
             lines=np.array(self._lines, dtype=np.int64),
+            parts=np.array(self._parts, dtype=np.int32),
             digests=np.array(self._digests, dtype=np.uint64).reshape(-1, 4),
         )

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 _LENGTHS = struct.Struct(">QQ")
 MAX_BYTES = 2**33
 """Of one part; anything longer was not written by `write_frame`."""
 
 
-def write_frame(pipe: BinaryIO, values: dict[str, Any], payload: bytes = b"") -> None:
+def write_frame(pipe: IO[bytes], values: dict[str, Any], payload: bytes = b"") -> None:
     """Send an object and bytes.
 
     Raises:
@@ -30,7 +30,7 @@ def write_frame(pipe: BinaryIO, values: dict[str, Any], payload: bytes = b"") ->
     pipe.flush()
 
 
-def read_frame(pipe: BinaryIO) -> tuple[dict[str, Any], bytes]:
+def read_frame(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     """The next object and its bytes.
 
     Raises:
@@ -45,7 +45,7 @@ def read_frame(pipe: BinaryIO) -> tuple[dict[str, Any], bytes]:
     return values, _read(pipe, payload_bytes)
 
 
-def _read(pipe: BinaryIO, count: int) -> bytes:
+def _read(pipe: IO[bytes], count: int) -> bytes:
     data = pipe.read(count)
     if len(data) != count:
         raise EOFError("the other side is gone")

@@ -3,7 +3,7 @@
     with Pool(job, count=2) as pool:
         for chunk in pool.encode(chunks):       # in order, a few chunks ahead of the reader
             …
-    service = PromptService(job); service.ids(messages)
+    service = PromptService(job); service.prompt_ids(messages)
 
 Templates of our own making render in this process where one is enough; a model's own never does.
 """
@@ -31,7 +31,7 @@ from duiti.data.frames import read_frame, write_frame
 from duiti.data.render import TemplateFault, TemplateSpec
 from duiti.data.worker import unpack
 from duiti.errors import DuitiError, RowError, UsageError
-from duiti.types import Json, Message, Origin, Rejected, Row
+from duiti.types import Json, Message, Origin, Row
 
 CHUNK_ROWS = 256
 AHEAD = 3
@@ -104,7 +104,7 @@ class PromptService:
         self._encoder: Encoder | None = None
         self._child: _Child | None = None
 
-    def ids(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> list[int]:
         """The ids that a model is given.
 
         Raises:
@@ -127,6 +127,20 @@ class PromptService:
         if self._job.spec.is_ours:
             return self._own().renderer.transcript(messages, tools)
         return str(self._ask("transcript", messages, tools)["text"])
+
+    def answer_prefix(self) -> str:
+        """What the template writes between the cue and an answer's own text (often a space)."""
+        probe = "\u7b54"  # any text that no template contains
+        question = Message(role="user", content="?")
+        try:
+            prompt = self.prompt([question])
+            finished = self.transcript([question, Message(role="assistant", content=probe)])
+        except RowError:
+            return ""  # a template for which this is no conversation
+        if not finished.startswith(prompt):
+            return ""
+        before, found, _ = finished[len(prompt) :].partition(probe)
+        return before if found else ""
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -176,16 +190,16 @@ class _Child:
         self._notes = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the child)
 
     def encode(self, rows: Sequence[NumberedRow]) -> Chunk:
-        good = [item for item in rows if isinstance(item.row, Row)]
-        request = [[item.source, item.row.origin.line, item.row.fields]
-                   for item in good if isinstance(item.row, Row)]  # fmt: skip
-        answer, payload = self.ask({"rows": request}, rows=[item.row.origin for item in good])
-        account = Account.from_dict(answer["account"])
-        for item in rows:
-            if isinstance(item.row, Rejected):
-                account.of(item.source).rows += 1
-                account.rejected.append((item.source, item.row.origin.line, item.row.reason))
-        account.rejected.sort(key=lambda found: found[:2])
+        account = Account()
+        good = [item for item in rows if account.pass_by(item)]
+        found = [(item.source, item.row) for item in good if isinstance(item.row, Row)]
+        request = [[source, row.origin.line, row.fields] for source, row in found]
+        answer, payload = self.ask({"rows": request}, rows=[row.origin for _, row in found])
+        own = Account.from_dict(answer["account"])
+        for counts in own.sources.values():
+            counts.rows = 0  # counted above
+        account.add(own)
+        account.rejected.sort(key=lambda rejected: rejected[:2])
         return Chunk(unpack(answer, payload), account)
 
     def ask(

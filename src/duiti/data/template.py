@@ -1,29 +1,26 @@
 """Templates: how a conversation is laid out as text, for training and serving alike.
 
     template = load_template("auto", tokenizer)
-    template.prompt(messages)               # what serving sends
-    turns = find_turns(template, sample)    # (data/spans.py) what training uses, cut the same way
+    spec = template.spec("2026-03-31")      # what rendering needs (data/render.py)
 
-There is one kind: a Jinja chat template, rendered by transformers' own `apply_chat_template` (which
-sandboxes it). The model's own is used as it is. The built-in and user-declared ones are five
-strings that are compiled to Jinja, so the `chat_template.jinja` saved with a run *is* what was
-trained, and any server that reads chat templates serves it as it was trained.
+There is one kind: a Jinja chat template. The model's own is used as it is. The built-in and
+user-declared ones are five strings that are compiled to Jinja, so the `chat_template.jinja` saved
+with a run *is* what was trained, and any server that reads chat templates serves it as it was
+trained. Nothing is rendered here: that is a program's work, done where it is bounded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from duiti.config import explain, parse_yaml
-from duiti.errors import RowError, UsageError, did_you_mean
-from duiti.types import Message
+from duiti.data.render import TemplateSpec
+from duiti.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +111,7 @@ class Template:
     declared: Declared | None = None
     """The strings that `source` was compiled from; None for a model's own template."""
     stop: str | None = None
-    """The stop token's text where declared; None: found behind each answer by `find_turns`."""
+    """The stop token's text where declared; None: asked of the template (data/stops.py)."""
 
     @property
     def places_input(self) -> bool:
@@ -127,37 +124,18 @@ class Template:
         of."""
         return () if self.declared is None else _role_markers(self.declared, self.tokenizer)
 
-    def prompt(self, messages: Sequence[Message]) -> str:
-        """The text that serving sends for these messages: up to and with the cue for an answer."""
-        return self._render(messages, add_generation_prompt=True)
-
-    def transcript(self, messages: Sequence[Message]) -> str:
-        """The text of finished turns."""
-        return self._render(messages, add_generation_prompt=False)
-
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [self._as_dict(message) for message in messages],
-                chat_template=self.source,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-            )
-        except TemplateError as error:
-            # A template's own message is static text that explains; anything else could be content.
-            known = str(error) if str(error) and str(error) in self.source else type(error).__name__
-            raise RowError(f"the template {self.name} refuses the conversation: {known}") from None
-        except (TypeError, ValueError, KeyError, ArithmeticError) as error:
-            kind = type(error).__name__
-            raise RowError(f"the template {self.name} fails on the conversation: {kind}") from None
-        assert isinstance(text, str)  # tokenize=False on one conversation
-        return text
-
-    def _as_dict(self, message: Message) -> dict[str, str]:
-        if message.input and self.places_input:
-            return {"role": message.role, "content": message.content, "input": message.input}
-        content = f"{message.content}\n{message.input}" if message.input else message.content
-        return {"role": message.role, "content": content}
+    def spec(self, date: str) -> TemplateSpec:
+        """What rendering needs; `date` (2026-03-31) is what a template that asks for it gets."""
+        tokens = self.tokenizer.special_tokens_map
+        return TemplateSpec(
+            name=self.name,
+            source=self.source,
+            special_tokens={name: text for name, text in tokens.items() if isinstance(text, str)},
+            date=date,
+            is_ours=self.declared is not None,
+            places_input=self.places_input,
+            stop=self.stop,
+        )
 
 
 def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -249,11 +227,13 @@ def _to_jinja(spec: Declared, tokenizer: PreTrainedTokenizerBase, name: str) -> 
         f"{bos}{{% for m in messages %}}"
         f"{{% if m['role'] == 'system' %}}{system}"
         f"{{% elif m['role'] == 'user' %}}{between if spec.separator else ''}{user}"
-        f"{{% else %}}{block(spec.assistant)}{stop}{{% endif %}}{{% endfor %}}"
+        f"{{% elif m['role'] == 'assistant' %}}{block(spec.assistant)}{stop}"
+        f"{{% else %}}{_NO_TOOLS}{{% endif %}}{{% endfor %}}"
     )
 
 
 _NO_SYSTEM = "{{ raise_exception('it has no place for a system message') }}"
+_NO_TOOLS = "{{ raise_exception('it has no place for the results of tools') }}"
 
 
 def _quote(text: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from duiti.config import parse_yaml
-from duiti.data.encode import Encoder
+from duiti.data.prepare import day, prompt_service
 from duiti.data.template import Declared, Template, declare, load_template
 from duiti.errors import UsageError
 from duiti.infer.generate import GREEDY, Answer, Sampling, generate, stream
@@ -42,17 +42,21 @@ class Model:
         name: str,
         base_name: str | None = None,
         trust_remote_code: bool = False,
+        date: str = "auto",
     ) -> None:
         self.hf = hf
         """The plain transformers model (with adapters in place, where it has any)."""
         self.tokenizer: PreTrainedTokenizerBase = template.tokenizer
-        self.encoder = Encoder(template.tokenizer, template)
+        self.template = template
+        self.date = day(date)
+        """What a template that asks for the date gets."""
+        self.prompts = prompt_service(template, date=date)
         self.stop_ids = stop_ids
         self.name = name
         self._base_name = base_name
         self._trust_remote_code = trust_remote_code
         self._base: PreTrainedModel | None = None
-        self._answer_prefix = answer_prefix(template)
+        self._answer_prefix = self.prompts.answer_prefix()
 
     @property
     def is_tuned(self) -> bool:
@@ -100,7 +104,7 @@ class Model:
         sampling: Sampling = GREEDY,
     ) -> Iterator[str]:
         """As `chat`, in pieces as they come; a character is never cut in two."""
-        prompt = self.encoder.prompt_ids(as_messages(messages))
+        prompt = self.prompts.prompt_ids(as_messages(messages))
         ids: list[int] = []
         shown = ""
         for token in stream(
@@ -129,7 +133,7 @@ class Model:
         max_new_tokens: int = 512,
         sampling: Sampling = GREEDY,
     ) -> list[Answer]:
-        """Answers to prompts that are ids already (see `encoder.prompt_ids`), in batches."""
+        """Answers to prompts that are ids already (see `prompts.prompt_ids`), in batches."""
         return generate(
             self.hf,
             prompts,
@@ -208,6 +212,7 @@ def _load_run(run: Run, device: str, dtype: torch.dtype | None, trust: bool) -> 
         name=run.name,
         base_name=config.model,
         trust_remote_code=trust,
+        date=config.date,
     )
 
 
@@ -252,18 +257,6 @@ def stop_ids_of(model: PreTrainedModel, template: Template) -> frozenset[int]:
     if template.tokenizer.eos_token_id is not None:
         ids.add(template.tokenizer.eos_token_id)
     return frozenset(ids)
-
-
-def answer_prefix(template: Template) -> str:
-    """What the template writes between the cue and an answer's own text (often a space)."""
-    probe = "\u7b54"  # any text that no template contains
-    question = Message(role="user", content="?")
-    prompt = template.prompt([question])
-    finished = template.transcript([question, Message(role="assistant", content=probe)])
-    if not finished.startswith(prompt):
-        return ""
-    before, found, _ = finished[len(prompt) :].partition(probe)
-    return before if found else ""
 
 
 def as_messages(messages: Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:

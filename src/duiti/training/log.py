@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from duiti.data.prepare import Progress as Prepared
 from duiti.run import METRICS_FILE
 from duiti.training.step import StepMetrics
 
@@ -40,6 +43,70 @@ class Talk:
         self.console.print(f"[bold]{label:<9}[/] {escape(first)}", soft_wrap=True)
         for line in more:
             self.console.print(f"{'':<9} {escape(line)}", soft_wrap=True)
+
+    def show(self, thing: RenderableType) -> None:
+        """Something that the console draws, such as a table."""
+        self.console.print(thing)
+
+
+class Preparing:
+    """Shows how far the preparation of data has come, once that takes longer than a moment."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._started = self._last = time.monotonic()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def say(self, line: str) -> None:
+        """Something that the cache has to say."""
+        self._talk.say("cache", line)
+
+    def report(self, progress: Prepared) -> None:
+        """How far it has come."""
+        now = time.monotonic()
+        passed = now - self._started
+        shown = f"{progress.rows:,} rows · {progress.rows / max(passed, 1e-9):,.0f} rows/s"
+        share = None
+        if progress.total_bytes:
+            share = min(progress.read_bytes / progress.total_bytes, 0.999)
+        if self._talk.is_plain:
+            if now - self._last >= PLAIN_EVERY_S:
+                self._last = now
+                left = f" · {clock(passed / share - passed)} left" if share else ""
+                self._talk.say("prepare", shown + left)
+        elif passed > 1:
+            if self._bar is None:
+                self._bar = self._start()
+            self._bar.update(self._task, completed=share or 0, shown=shown)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _start(self) -> Progress:
+        bar = Progress(
+            TextColumn("prepare"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._talk.console,
+            transient=True,
+        )
+        self._task = bar.add_task("prepare", total=1, shown="")
+        bar.start()
+        return bar
+
+
+@contextmanager
+def preparing(talk: Talk) -> Iterator[Preparing]:
+    """What `read_material` reports to while it works."""
+    watch = Preparing(talk)
+    try:
+        yield watch
+    finally:
+        watch.stop()
 
 
 class RunLog:
