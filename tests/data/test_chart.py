@@ -13,10 +13,12 @@ COUNTS = st.integers(0, 10**9)
 LENGTHS = st.lists(st.integers(1, 200_000), min_size=1, max_size=50)
 
 
-@given(counts=st.tuples(COUNTS, COUNTS, COUNTS, COUNTS))
-def test_a_stack_fills_its_bar_and_shows_all_that_is_there(counts: tuple[int, ...]) -> None:
-    parts = draw_stack(*counts)
-    assert [part.count for part in parts] == [count for count in counts if count]
+@given(counts=st.dictionaries(st.sampled_from(["supervised", "context", "cut", "held"]), COUNTS))
+def test_a_stack_fills_its_bar_and_shows_all_that_is_there(counts: dict[str, int]) -> None:
+    parts = draw_stack(**counts)
+    assert [(part.kind, part.count) for part in parts] == [
+        item for item in counts.items() if item[1]
+    ]
     if parts:
         assert parts[0].x == 0
         assert sum(part.width for part in parts) == pytest.approx(100)
@@ -26,7 +28,9 @@ def test_a_stack_fills_its_bar_and_shows_all_that_is_there(counts: tuple[int, ..
 
 
 def test_a_share_is_as_wide_as_it_is_large() -> None:
-    assert [part.width for part in draw_stack(60, 30, 0, 10)] == pytest.approx([60, 30, 10])
+    assert [
+        part.width for part in draw_stack(supervised=60, context=30, cut=0, dropped=10)
+    ] == pytest.approx([60, 30, 10])
 
 
 @given(lengths=LENGTHS, max_length=st.integers(1, 200_000))
@@ -84,4 +88,4 @@ def test_lengths_may_be_an_array() -> None:
 
 def test_no_examples_make_no_histogram() -> None:
     assert draw_lengths([], 100) is None
-    assert draw_stack(0, 0, 0, 0) == []
+    assert draw_stack(supervised=0) == []

@@ -176,6 +176,14 @@ def test_every_number_is_there() -> None:
     assert "1 is longer than 512" in seen
 
 
+def test_what_is_held_out_is_shown_where_there_is_any() -> None:
+    assert "held out" not in render_page(_page())
+    line = replace(_line("a"), held_out=77, held_out_tokens=6543)
+    seen = _parse(render_page(_page(ledger=[line]))).texts["text"]
+    assert "held out to measure on 6,543" in seen
+    assert "77" in seen
+
+
 def test_the_verdict_is_the_callers() -> None:
     assert "Nothing here would stop training." in render_page(_page(refusal=""))
     assert "Training would refuse these rows." in render_page(_page(refusal="too many"))

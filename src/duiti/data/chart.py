@@ -1,7 +1,7 @@
 """The two pictures of a page, as numbers: where tokens went, and how long examples are.
 
-    draw_stack(supervised, context, cut, dropped)    # a bar of shares
-    draw_lengths(lengths, max_length)                # a histogram with its limit
+    draw_stack(supervised=60, context=30, dropped=10)    # a bar of shares
+    draw_lengths(lengths, max_length)                    # a histogram with its limit
 
 Places and widths are percentages, so that a picture fits any screen; the page's template makes the
 SVG of them.
@@ -28,7 +28,7 @@ class Part:
     """A piece of a stacked bar."""
 
     kind: str
-    """`supervised`, `context`, `cut` or `dropped`."""
+    """The fate's name, as given."""
     count: int
     x: float
     width: float
@@ -67,9 +67,8 @@ class Lengths:
     """Examples that are longer than the limit."""
 
 
-def draw_stack(supervised: int, context: int, cut: int, dropped: int) -> list[Part]:
-    """A bar of the four fates of a token, left to right; empty where there are no tokens."""
-    counts = {"supervised": supervised, "context": context, "cut": cut, "dropped": dropped}
+def draw_stack(**counts: int) -> list[Part]:
+    """A bar of the fates of tokens, left to right as given; empty where there are no tokens."""
     total = sum(counts.values())
     widths = {kind: max(MIN_SHARE, 100 * n / total) for kind, n in counts.items() if n}
     scale = 100 / sum(widths.values()) if widths else 0

@@ -38,7 +38,7 @@ class LedgerLine:
 
     source: str
     rows: int
-    """kept + dropped + rejected + not_selected."""
+    """kept + dropped + rejected + not_selected + held_out."""
     kept: int
     dropped: int
     """Rows that are too long."""
@@ -47,13 +47,16 @@ class LedgerLine:
     not_selected: int
     """Rows that a filter or a count leaves out."""
     tokens: int
-    """supervised + context + cut + dropped_tokens."""
+    """supervised + context + cut + dropped_tokens + held_out_tokens."""
     supervised: int
     context: int
     cut: int
     """Tokens cut off rows that are kept."""
     dropped_tokens: int
     """Tokens of rows that are dropped."""
+    held_out: int = 0
+    """Rows that training does not see because validation does. Shown where there are any."""
+    held_out_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +139,19 @@ def _total(ledger: Sequence[LedgerLine]) -> LedgerLine:
         context=sum(line.context for line in ledger),
         cut=sum(line.cut for line in ledger),
         dropped_tokens=sum(line.dropped_tokens for line in ledger),
+        held_out=sum(line.held_out for line in ledger),
+        held_out_tokens=sum(line.held_out_tokens for line in ledger),
     )
 
 
 def _stack(line: LedgerLine) -> list[Part]:
-    return draw_stack(line.supervised, line.context, line.cut, line.dropped_tokens)
+    return draw_stack(
+        supervised=line.supervised,
+        context=line.context,
+        held=line.held_out_tokens,
+        cut=line.cut,
+        dropped=line.dropped_tokens,
+    )
 
 
 def _by_reason(rejected: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
