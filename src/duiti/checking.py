@@ -21,7 +21,7 @@ from duiti.data.page import LedgerLine, PageData, Pairs, write_page
 from duiti.data.prepare import Report, Say
 from duiti.data.preview import mask_text, print_mask
 from duiti.data.views import show_example
-from duiti.errors import DataError
+from duiti.errors import DataError, UsageError
 from duiti.material import Material, raise_refusals, read_material
 from duiti.types import Example, Json
 
@@ -71,7 +71,11 @@ class Check:
     def dump(self, path: Path) -> None:
         """A line per example: `{"origin", "input_ids", "labels"}`, and `weights` where a row gives
         any."""
-        with path.open("w", encoding="utf-8") as file:
+        try:
+            file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+        with file:
             for example in self.examples:
                 line = {
                     "origin": str(example.origin),
@@ -83,8 +87,15 @@ class Check:
                 file.write(json.dumps(line) + "\n")
 
     def write_page(self, path: Path) -> None:
-        """All of it as one HTML file that needs nothing else."""
-        write_page(path, _page(self))
+        """All of it as one HTML file that needs nothing else.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        try:
+            write_page(path, _page(self))
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def run_check(
@@ -118,7 +129,7 @@ def _page(check: Check) -> PageData:
         template=material.template.name,
         max_length=data.max_length,
         ledger=[_line(source) for source in data.ledger.sources],
-        lengths=material.prepared[0].store.lengths.tolist(),
+        lengths=material.prepared[0].store.lengths,
         num_examples=len(data.train),
         examples=[show_example(example, material.tokenizer) for example in shown],
         rejected=[(str(row.origin), row.reason) for row in data.ledger.rejected],
@@ -136,12 +147,14 @@ def _line(source: SourceLedger) -> LedgerLine:
         kept=source.kept,
         dropped=source.dropped,
         rejected=source.rejected,
-        not_selected=source.filtered + source.val + source.leaked,
+        not_selected=source.filtered,
+        held_out=source.val + source.leaked,
         tokens=source.total,
         supervised=source.supervised,
         context=source.context,
         cut=source.cut_tokens,
-        dropped_tokens=source.dropped_tokens + source.val_tokens + source.leaked_tokens,
+        dropped_tokens=source.dropped_tokens,
+        held_out_tokens=source.val_tokens + source.leaked_tokens,
     )
 
 

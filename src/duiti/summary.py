@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
-
 from duiti.config import Config
 from duiti.data.ledger import Ledger
 from duiti.material import Material
@@ -28,7 +25,8 @@ def say_data(material: Material, talk: Talk) -> None:
     if total.examples != total.kept:
         rows += f" → {total.examples:,} examples"
     talk.say("data", f"{rows} · {total.total:,} tokens, {total.supervised:,} trained{share}")
-    talk.show(_table(data.ledger))
+    for line in _table(data.ledger):
+        talk.say("", line)
     if total.dropped or total.cut:
         lost = f"{total.answers_cut:,} answer tokens are lost with them"
         talk.say("length", f"longer than {data.max_length}: {total.dropped:,} rows dropped,"
@@ -66,19 +64,19 @@ _COLUMNS: tuple[tuple[str, str, bool], ...] = (
 """Heading, field of a `SourceLedger`, and whether it is shown where all are zero."""
 
 
-def _table(ledger: Ledger) -> Table:
+def _table(ledger: Ledger) -> list[str]:
+    """Lines of a table: a source each, and the sums where there are several."""
     total = ledger.total
     shown = [(head, name) for head, name, always in _COLUMNS if always or getattr(total, name)]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    for head, _ in shown:
-        table.add_column(head, justify="right", no_wrap=True)
-    several = [total] if len(ledger.sources) > 1 else []
+    several = (total,) if len(ledger.sources) > 1 else ()
+    rows = [["", *(head for head, _ in shown)]]
     for source in (*ledger.sources, *several):
-        cells = (f"{getattr(source, name):,}" for _, name in shown)
         name = source.file if len(source.file) <= MAX_NAME else f"…{source.file[1 - MAX_NAME :]}"
-        table.add_row(Text(f"{'':<10}{name}"), *cells)
-    return table
+        rows.append([name, *(f"{getattr(source, field):,}" for _, field in shown)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
 
 
 def say_plan(

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -43,10 +43,6 @@ class Talk:
         self.console.print(f"[bold]{label:<9}[/] {escape(first)}", soft_wrap=True)
         for line in more:
             self.console.print(f"{'':<9} {escape(line)}", soft_wrap=True)
-
-    def show(self, thing: RenderableType) -> None:
-        """Something that the console draws, such as a table."""
-        self.console.print(thing)
 
 
 class Preparing:
