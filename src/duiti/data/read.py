@@ -1,223 +1,188 @@
-"""Files to rows: JSONL and JSON, strictly, every row with its file and line.
+"""Sources to rows, strictly, each row with its file and line.
 
-    for row in read_rows("my.jsonl"):        # Row, or Rejected with the reason
+    for row in read_rows("my.jsonl"):               # Row, or Rejected with the reason
+    for row in read_rows(source, seed=3):           # a Source of duiti.data.sources
 
-A line ends at `\\n` only (a `\\r` before it is dropped): U+2028 and friends stay inside their
-string. Refused by line: bytes that are not UTF-8, duplicate keys, NaN and Infinity, numbers beyond
-Python's limits, anything that is not an object. A byte-order mark at the start is tolerated; blank
-lines are skipped. Nothing is guessed: a string that looks like a date or a number stays a string.
+| file | read as | by |
+|---|---|---|
+| `.jsonl`, `.ndjson`, `.json` | an object per line, or one array of objects | `json_rows.py` |
+| `.csv`, `.tsv` | a header and rows of text | `tables.py` |
+| `.parquet` | columns of text, numbers, lists and structs (extra `parquet`) | `parquet.py` |
+
+Each may be packed with gzip or zstd (extra `zstd`). A file is read as a stream: memory does not
+grow with it. All rows at fault are handed out as `Rejected`, so that all can be shown at once; only
+what makes a whole file unreadable is raised. Nothing is guessed: a string that looks like a date or
+a number stays a string.
+
+Of a source that is only partly meant (`@0.1`, `#500`), rows at fault count like others: first the
+rows are counted, then exactly as many are chosen by the seed, each as likely as the next, and
+handed out in the order of the file. A weight above 1 hands out a row several times in succession,
+and one at fault once.
 """
 
 from __future__ import annotations
 
-import json
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BufferedReader
+from itertools import repeat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TypeVar
 
-from duiti.errors import RowError, UsageError, shown_name
+from duiti.data.files import Kind, kind_of, numbered_lines, open_file
+from duiti.data.json_rows import is_array, line_parser, read_array, refuse_spread_object
+from duiti.data.parquet import count_parquet, read_parquet
+from duiti.data.sources import Source, parse_source
+from duiti.data.strict_json import fault_of, kind_name
+from duiti.data.tables import read_csv
+from duiti.errors import DataError, UsageError
 from duiti.types import Json, Origin, Rejected, Row
 
 MAX_LINE_BYTES = 64 * 2**20
-"""Longer lines are no prompt/response pairs; reading one whole could take all memory."""
+"""Longer rows are no prompt/response pairs; holding one whole could take all memory."""
 
-MAX_DIGITS = 1000
-"""Of an integer: Python's own limit (4300) is an exception, and parsing costs the square."""
+_T = TypeVar("_T")
 
 
-def read_rows(source: str | Path | Sequence[Mapping[str, Json]]) -> Iterator[Row | Rejected]:
-    """The rows of a file (or of a list of dicts), in order.
+def read_rows(
+    source: Source | str | Path | Iterable[Mapping[str, Json]], seed: int = 0
+) -> Iterator[Row | Rejected]:
+    """The rows of a file (or of an iterable of mappings), in order.
+
+    Args:
+        source: a string is read as `parse_source` does: `"a.jsonl"`, `"a.jsonl@0.1"`.
+        seed: chooses the rows of a source that is only partly meant.
 
     Raises:
         UsageError: the file is missing, unreadable, or of a kind that is not read.
+        DataError: (while reading) it is damaged; all rows before have been handed out.
     """
-    if not isinstance(source, str | Path):
-        for index, fields in enumerate(source, start=1):
-            yield Row(fields, Origin("<rows>", index))
+    found = _as_source(source)
+    picks = _picks(found, count_rows(found), seed) if _is_partial(found) else None
+    if found.path is None:
+        rows = enumerate(found.rows or (), start=1)
+        yield from _choose(rows, lambda pair: _python_row(found.name, *pair), picks, found.name)
         return
-    name = str(source)
-    with _open(Path(source)) as file:
-        if _first_character(file) == b"[":
-            yield from _read_array(file, name)
-        else:
-            yield from _read_lines(file, name)
-
-
-def _open(path: Path) -> BinaryIO:
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise UsageError(f"{path} is a directory", fix=f"name the files in it: {path}/*.jsonl")
-        if not stat.S_ISREG(mode):
-            raise UsageError(f"{path} is not a regular file", why="a pipe or device has no lines")
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise UsageError(f"no such file: {path}", fix=_nearby(path)) from None
+        with open_file(found.path, found.name) as file:
+            yield from _choose_in_file(file, found.name, picks)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    if file.read(3) != b"\xef\xbb\xbf":
-        file.seek(0)
-    return file
+        raise _interrupted(found.name, error) from None
 
 
-def _nearby(path: Path) -> str:
-    """What is there instead, so that the mistyped name can be seen."""
-    from difflib import get_close_matches
+def count_rows(source: Source | str | Path | Iterable[Mapping[str, Json]]) -> int:
+    """How many rows the source has, those at fault included, whatever part of them is meant. Lines
+    of JSON are counted without parsing them, and Parquet says it.
 
+    Raises:
+        UsageError, DataError: as `read_rows` does.
+    """
+    found = _as_source(source)
+    if found.path is None:
+        if isinstance(found.rows, Iterator):
+            raise UsageError("rows that can be gone through once cannot be counted first")
+        return sum(1 for _ in found.rows or ())
     try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
-    except OSError:
-        return f"the folder {path.parent} does not exist either"
-    near = get_close_matches(path.name, names, n=3, cutoff=0.5)
-    return "near it: " + ", ".join(str(path.parent / name) for name in near) if near else ""
+        with open_file(found.path, found.name) as file:
+            head = file.peek()
+            kind = kind_of(found.name, head)
+            if kind == "parquet":
+                return count_parquet(file, found.name)
+            if kind == "json" and not is_array(head):
+                return sum(1 for _ in numbered_lines(file, limit=MAX_LINE_BYTES))
+            return sum(1 for _ in _rows_of(kind, file, found.name))
+    except OSError as error:
+        raise _interrupted(found.name, error) from None
 
 
-def _first_character(file: BinaryIO) -> bytes:
-    start = file.tell()
-    while (character := file.read(1)) and character.isspace():
-        pass
-    file.seek(start)
-    return character
+def _as_source(source: Source | str | Path | Iterable[Mapping[str, Json]]) -> Source:
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, str | Path):
+        return parse_source(source)
+    if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
+        raise UsageError(f"rows are given as an iterable of mappings, not as {type(source)}")
+    return Source(name="<rows>", rows=source)
 
 
-def _read_lines(file: BinaryIO, name: str) -> Iterator[Row | Rejected]:
-    number, json_ = 0, _StrictJson()
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        origin = Origin(name, number)
-        if len(line) > MAX_LINE_BYTES:
-            while line and not line.endswith(b"\n"):  # skip the rest of it, a piece at a time
-                line = file.readline(MAX_LINE_BYTES)
-            yield Rejected(origin, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
-            continue
-        if not line.strip():
-            continue
-        try:
-            yield Row(_parse_line(json_, line.decode("utf-8")), origin)
-        except UnicodeDecodeError as error:
-            yield Rejected(origin, f"not UTF-8: byte {error.start + 1} of the line")
-        except RowError as error:
-            yield Rejected(origin, str(error))
+def _is_partial(source: Source) -> bool:
+    return source.count is not None or source.share not in (None, 1)
 
 
-def _read_array(file: BinaryIO, name: str) -> Iterator[Row | Rejected]:
-    """A JSON array of objects. It is one value, so the first syntax error ends the reading."""
-    try:
-        text = file.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        yield Rejected(Origin(name, line), "not UTF-8")
-        return
-    json_ = _StrictJson()
-    position, line = _skip_space(text, text.index("[") + 1), 1
-    counted = 0
-    while True:
-        line += text.count("\n", counted, position)
-        counted = position
-        origin = Origin(name, line)
-        if text[position : position + 1] == "]":
-            if text[position + 1 :].strip():
-                yield Rejected(origin, "there is something after the closing bracket")
-            return
-        try:
-            value, position = json_.raw_decode(text, position)
-            yield Row(value, origin)
-        except json.JSONDecodeError as error:
-            yield Rejected(Origin(name, error.lineno), f"not valid JSON: {error.msg}")
-            return
-        except RecursionError:
-            yield Rejected(origin, "nested too deeply")
-            return
-        except _BadObject as error:
-            yield Rejected(origin, str(error))
-            position = error.end
-        place, position, fault = _to_next(text, _skip_space(text, position))
-        if fault:
-            yield Rejected(Origin(name, text.count("\n", 0, place) + 1), f"not valid JSON: {fault}")
-            return
+def _choose_in_file(
+    file: BufferedReader, name: str, picks: Iterator[int] | None
+) -> Iterator[Row | Rejected]:
+    head = file.peek()
+    kind = kind_of(name, head)
+    if kind == "json" and not is_array(head):
+        refuse_spread_object(head, name)
+        lines = numbered_lines(file, limit=MAX_LINE_BYTES)
+        return _choose(lines, line_parser(name, limit=MAX_LINE_BYTES), picks, name)
+    return _choose(_rows_of(kind, file, name), lambda row: row, picks, name)
 
 
-def _to_next(text: str, position: int) -> tuple[int, int, str]:
-    """From behind an element to the next one or the closing bracket: where it stood, where that is,
-    and what was wrong between, if anything."""
-    if text.startswith("]", position):
-        return position, position, ""
-    if not text.startswith(",", position):
-        return position, position, "expected a comma or a closing bracket"
-    after = _skip_space(text, position + 1)
-    return (
-        position,
-        after,
-        "a comma before the closing bracket" if text.startswith("]", after) else "",
-    )
+def _rows_of(kind: Kind, file: BufferedReader, name: str) -> Iterator[Row | Rejected]:
+    """The rows of everything but lines of JSON."""
+    if kind == "json":
+        return read_array(file, name, limit=MAX_LINE_BYTES)
+    if kind == "parquet":
+        return read_parquet(file, name)
+    delimiter = "," if kind == "csv" else "\t"
+    return read_csv(file, name, delimiter=delimiter, limit=MAX_LINE_BYTES)
 
 
-class _BadObject(RowError):
-    """Valid JSON that means no row; `end` is where it ends, so that reading can go on behind it."""
+def _python_row(name: str, number: int, fields: object) -> Row | Rejected:
+    origin = Origin(name, number)
+    if not isinstance(fields, Mapping):
+        return Rejected(origin, f"not a mapping of fields, but {kind_name(fields)}")
+    fault = fault_of(fields)
+    return Rejected(origin, fault) if fault else Row(fields, origin)
 
-    def __init__(self, reason: str, end: int) -> None:
-        self.end = end
-        super().__init__(reason)
 
-
-class _StrictJson:
-    """A JSON decoder that takes objects only and none of Python's leniencies."""
-
-    def __init__(self) -> None:
-        self._problems: list[str] = []
-        self._decoder = json.JSONDecoder(
-            object_pairs_hook=self._unique, parse_constant=self._constant, parse_int=self._int
+def _picks(source: Source, num_rows: int, seed: int) -> Iterator[int]:
+    """How often each row is handed out."""
+    if source.count is not None and source.count > num_rows:
+        raise UsageError(
+            f"{source}: there are only {num_rows} rows",
+            fix=f"{source.name}#{num_rows}" if num_rows else "",
         )
-
-    def raw_decode(self, text: str, position: int) -> tuple[dict[str, Json], int]:
-        """The object that begins at `position`, and the position behind it.
-
-        Raises:
-            json.JSONDecodeError, RecursionError: not JSON.
-            _BadObject: JSON, but not an object, or with a duplicate key, NaN or an absurd number.
-        """
-        self._problems.clear()
-        value, end = self._decoder.raw_decode(text, position)
-        if not isinstance(value, dict):
-            raise _BadObject("not a JSON object ({…})", end)
-        if self._problems:
-            raise _BadObject(self._problems[0], end)
-        return value, end
-
-    # Raising inside a hook would lose where the value ends, so the hooks only take note.
-
-    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            names = [key for key, _ in pairs]
-            twice = next(key for key in names if names.count(key) > 1)
-            self._problems.append(f"the key {shown_name(twice)} is given twice")
-        return values
-
-    def _constant(self, name: str) -> None:
-        self._problems.append(f"{name} is not JSON")
-
-    def _int(self, digits: str) -> int:
-        if len(digits) <= MAX_DIGITS:
-            return int(digits)
-        self._problems.append(f"a number has more than {MAX_DIGITS} digits")
-        return 0
+    total = source.count if source.count is not None else round((source.share or 0) * num_rows)
+    if num_rows and not total:
+        raise UsageError(f"{source}: of {num_rows} rows that is none", fix=f"{source.name}#1")
+    return _spread(total, num_rows, random.Random(seed))
 
 
-def _skip_space(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
+def _spread(total: int, num_rows: int, rng: random.Random) -> Iterator[int]:
+    copies, needed = divmod(total, num_rows) if num_rows else (0, 0)
+    for left in range(num_rows, 0, -1):  # selection sampling (Knuth 3.4.2, algorithm S)
+        is_chosen = rng.random() * left < needed
+        needed -= is_chosen
+        yield copies + is_chosen
 
 
-def _parse_line(json_: _StrictJson, text: str) -> dict[str, Json]:
-    try:
-        value, end = json_.raw_decode(text, _skip_space(text, 0))
-    except json.JSONDecodeError as error:
-        raise RowError(f"not valid JSON: {error.msg} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise RowError("nested too deeply") from None
-    if _skip_space(text, end) != len(text):
-        raise RowError(f"not valid JSON: something follows the object at character {end + 1}")
-    return value
+def _choose(
+    items: Iterable[_T],
+    parse: Callable[[_T], Row | Rejected],
+    picks: Iterator[int] | None,
+    name: str,
+) -> Iterator[Row | Rejected]:
+    if picks is None:
+        yield from map(parse, items)
+        return
+    for item in items:
+        times = next(picks, None)
+        if times is None:
+            raise _changed(name)
+        if times:
+            row = parse(item)
+            yield from repeat(row, times if isinstance(row, Row) else 1)
+    if next(picks, None) is not None:
+        raise _changed(name)
+
+
+def _interrupted(name: str, error: OSError) -> DataError:
+    return DataError(f"{name}: cannot be read on ({error.strerror or type(error).__name__})")
+
+
+def _changed(name: str) -> DataError:
+    return DataError(f"{name} changed while it was read")
