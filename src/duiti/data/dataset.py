@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from duiti.data.duplicates import Duplicates, Leaks, find_duplicates, find_leaks
+from duiti.data.json_rows import REST_UNREAD
 from duiti.data.ledger import Ledger, State, States, make_ledger
 from duiti.data.prepare import Prepared
 from duiti.data.split import split
@@ -149,6 +150,13 @@ def rows_refusal(
         return DataError("there are no rows")
     if ledger.rejected and on_bad_row == "refuse":
         return _bad_rows(ledger)
+    # A fault that hides the rest of its file is not a row that could be dropped.
+    broken = [row for row in ledger.rejected if row.reason.endswith(REST_UNREAD)]
+    if broken:
+        lines = [f"{row.origin}: {row.reason}" for row in broken]
+        return DataError(
+            "\n".join(lines), fix="mend the file there; what follows could not be read"
+        )
     answers = total.answers_cut + total.supervised
     lost = total.answers_cut / max(answers, 1)
     if not (total.dropped or total.cut):
