@@ -1,21 +1,24 @@
 """A validation share that does not depend on the order of the rows.
 
-    train, val = split(examples, share=0.05, seed=0)
+    groups = find_duplicates(store).groups
+    train, val = split(store, share=0.05, seed=0, groups=groups)       # indices, for store.select
 
-A row's side is a function of its prompt and the seed alone, so the same question never stands on
-both sides, and adding rows moves none of the old ones.
+Rows that belong together stand on one side together: all examples of a conversation, its repeats,
+other answers to the same prompt, near duplicates. The side of a group is a function of the seed and
+of its smallest conversation digest alone. So rows may be reordered, and adding others moves none,
+except where a new row joins a group: then all of the group follow the smallest digest.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from itertools import groupby
-
 import numpy as np
+import numpy.typing as npt
 
+from duiti.data.minhash import mix64
+from duiti.data.store import ExampleStore
 from duiti.errors import UsageError
-from duiti.types import IGNORE_INDEX, Example
+
+Indices = npt.NDArray[np.int64]
 
 
 def parse_share(text: str) -> float | None:
@@ -36,19 +39,22 @@ def parse_share(text: str) -> float | None:
 
 
 def split(
-    examples: Sequence[Example], *, share: float, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """Split into (train, val), rows kept whole, about `share` of the rows to val."""
-    train: list[Example] = []
-    val: list[Example] = []
-    for _, group in groupby(examples, key=lambda example: example.origin):
-        row = list(group)
-        (val if _fraction(row[0], seed) < share else train).extend(row)
-    return train, val
+    store: ExampleStore, *, share: float, seed: int, groups: Indices
+) -> tuple[Indices, Indices]:
+    """Ascending indices of the examples of (train, val), about `share` of the groups in val.
 
-
-def _fraction(example: Example, seed: int) -> float:
-    """A number in [0, 1) that depends on the seed and the first prompt's ids only."""
-    end = int(np.argmax(example.labels != IGNORE_INDEX))
-    digest = hashlib.sha256(f"{seed}:".encode() + example.input_ids[:end].tobytes()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    Args:
+        groups: [E] a number that the examples of a group share, whatever number it is.
+    """
+    high, low = store.digests()[:, :2].T
+    order = np.lexsort((low, high, groups))
+    starts_group = np.ones(len(order), dtype=np.bool_)
+    starts_group[1:] = groups[order[1:]] != groups[order[:-1]]
+    smallest = order[starts_group]
+    mixed = mix64(
+        mix64(mix64(np.array([seed % 2**64], np.uint64)) + high[smallest]) + low[smallest]
+    )
+    fractions = (mixed >> np.uint64(11)) * 2.0**-53
+    is_val = np.empty(len(order), dtype=np.bool_)
+    is_val[order] = (fractions < share)[np.cumsum(starts_group) - 1]
+    return np.flatnonzero(~is_val), np.flatnonzero(is_val)
