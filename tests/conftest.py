@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ CORPUS = [
     "1 + 1 = 2, and 2 + 2 = 4. Who wrote this? Nobody knows; everybody asks.",
     "水的化学式是什么？水的化学式是 H2O。",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data of tests, and of the processes that they start, is not the user's to keep."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DUITI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -187,7 +187,7 @@ def test_export_refuses_what_it_does_not_know(run: Run, tmp_path: Path) -> None:
         (ROWS, {"method": "last-n", "last_n": {"layers": 9}}, "last_n.layers"),
         ([], {}, "no data"),
         ("nowhere.jsonl", {}, "nowhere.jsonl"),
-        ([1, 2], {}, "list of dicts"),
+        ([1, 2], {}, "rows as dicts"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_what_was_meant(

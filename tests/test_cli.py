@@ -98,15 +98,24 @@ def test_help_names_every_verb_and_every_key(capsys: pytest.CaptureFixture[str])
         (("check", "x.jsonl", "-m", "tniy"), 'Did you mean "tiny"?'),
         (("check", "x.jsonl", "-m", "tiny", "--template", "chatlm"), 'Did you mean "chatml"?'),
         (("check", "x.jsonl", "-m", "tiny", "-c", "none.yaml"), "none.yaml"),
-        (("check", "x.jsonl", "-m", "tiny", "--method", "full", "--lora.rank", "4"), "no effect"),
+        (
+            ("check", "x.jsonl", "-m", "tiny", "--method", "full", "--lora.rank", "4"),
+            "no effect",
+        ),
         (("chat", "no-such-run"), "no-such-run"),
         (("eval", "no-such-run", "x.jsonl"), "no-such-run"),
         (("export", "gguf", "-o", "x"), "merged"),
     ],
 )
 def test_a_mistake_is_explained_on_stderr_with_exit_code_2(
-    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], found: str
+    capsys: pytest.CaptureFixture[str],
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    found: str,
 ) -> None:
+    monkeypatch.chdir(rows.parent)
+    rows.rename("x.jsonl")
     ran = Ran(capsys, *arguments)
     assert ran.code == 2
     assert ran.out == ""
@@ -242,14 +251,15 @@ def test_more_than_the_models_positions_is_refused(
     assert "512 positions" in ran.err
 
 
-@pytest.mark.parametrize("key", ["\\u001b[2J", "\\ud800"])
+@pytest.mark.parametrize(("key", "code"), [("\\u001b[2J", 0), ("\\ud800", 3)])
 def test_odd_field_names_do_not_reach_the_terminal_or_stop_the_report(
-    capsys: pytest.CaptureFixture[str], llama_dir: Path, tmp_path: Path, key: str
+    capsys: pytest.CaptureFixture[str], llama_dir: Path, tmp_path: Path, key: str, code: int
 ) -> None:
     file = tmp_path / "odd.jsonl"
     file.write_text(f'{{"prompt": "q", "response": "a", "{key}": 1}}')
     ran = Ran(capsys, "check", file, "-m", llama_dir)
-    assert ran.code == 0
+    assert ran.code == code
+    assert "1 row: " in ran.out
     assert "\x1b" not in ran.out + ran.err
 
 

@@ -125,7 +125,6 @@ def test_a_flag_that_is_wrong_is_refused_though_the_file_is_right(tmp_path: Path
         ("method: full\nlora: {rank: 4}\n", "lora.* has no effect with method: full"),
         ("method: last-n\nlora: {rank: 4}\n", "lora.* has no effect with method: last-n"),
         ("last_n: {layers: 1}\n", "last_n.* has no effect with method: lora"),
-        ("eval_every: 5\n", "eval_every has no effect without val"),
     ],
 )
 def test_an_option_without_effect_is_refused(tmp_path: Path, text: str, found: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from made import examples_of, write_rows
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,7 +28,6 @@ from transformers import (
 )
 
 from duiti.config import Config, load_config
-from duiti.data.prepare import prepare
 from duiti.errors import DataError, DuitiError, UsageError
 from duiti.infer.model import load
 from duiti.run import Run, list_runs, open_run
@@ -45,20 +45,14 @@ VAL = [{"prompt": f"Who wrote number {n}?", "response": f"It was {n * 7}."} for 
 TIMING = {"tokens_per_s", "peak_memory_bytes"}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("data") / "rows.jsonl", ROWS)
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", ROWS)
 
 
 @pytest.fixture(scope="session")
 def val(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("data") / "val.jsonl", VAL)
+    return write_rows(tmp_path_factory.mktemp("data") / "val.jsonl", VAL)
 
 
 def settings(model: Path, data: Path, output: Path, **more: Any) -> Config:
@@ -185,7 +179,7 @@ def test_the_saved_template_renders_the_prompts_of_training(
     run = runs(which, method)
     plain = AutoTokenizer.from_pretrained(run.path)
     model = load(run, device="cpu")
-    examples = prepare([ROWS], model.encoder, max_length=512).examples
+    examples = examples_of(model.template, ROWS)
     for row, example in zip(ROWS, examples, strict=True):
         served = plain.apply_chat_template(
             [{"role": "user", "content": row["prompt"]}],
@@ -284,7 +278,7 @@ def test_the_run_says_what_happened(runs: Any, which: str, method: str) -> None:
     assert [line["step"] for line in run.metrics] == [1, 2, 3, 4, 5, 6]
     assert run.metrics[-1]["epoch"] == 2.0
     model = load(run, device="cpu")
-    examples = prepare([ROWS], model.encoder, max_length=512).examples
+    examples = examples_of(model.template, ROWS)
     assert sum(line["supervised_tokens"] for line in run.metrics) == 2 * sum(
         example.num_supervised for example in examples
     )
@@ -379,10 +373,8 @@ def test_dropout_too_is_a_function_of_the_seed(llama_dir: Path, data: Path, tmp_
 def test_the_config_of_a_run_repeats_it(runs: Any, which: str, method: str, tmp_path: Path) -> None:
     run = runs(which, method)
     config = load_config(run.path / "config.yaml", {"output": str(tmp_path / "again")})
-    assert "auto" not in {
-        value for key, value in config.model_dump().items() if key not in ("eval_every", "val")
-        if isinstance(value, str)
-    }  # fmt: skip
+    open_ = {key for key, value in config.model_dump().items() if value == "auto"}
+    assert open_ == {"eval_every", "workers"}  # one has no effect without val, one on the result
     assert_same_run(run, finetune(config, talk=Talk(quiet=True)))
 
 
@@ -551,7 +543,7 @@ def test_a_diverging_run_stops_by_itself_and_saves_no_weights(
 def test_a_bad_row_stops_the_run_before_it_begins_or_is_dropped_and_listed(
     llama_dir: Path, tmp_path: Path
 ) -> None:
-    path = write(tmp_path / "bad.jsonl", [*ROWS[:3], {"prompt": "no answer"}, *ROWS[3:]])
+    path = write_rows(tmp_path / "bad.jsonl", [*ROWS[:3], {"prompt": "no answer"}, *ROWS[3:]])
     with pytest.raises(DataError, match=r"bad\.jsonl:4"):
         train(llama_dir, path, tmp_path / "run")
     assert not (tmp_path / "run").exists()

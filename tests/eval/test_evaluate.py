@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from made import examples_of
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from duiti import api
-from duiti.data.encode import Encoder
-from duiti.data.prepare import prepare
 from duiti.data.template import load_template
 from duiti.eval.evaluate import held_out_loss, questions, score
 from duiti.eval.metrics import METRICS, exact_match
@@ -48,7 +47,7 @@ def model(llama_dir: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def examples(model: Model) -> list[Example]:
-    return prepare([ROWS], model.encoder, max_length=512).examples
+    return list(examples_of(model.template, ROWS))
 
 
 def plain_losses(model: PreTrainedModel, examples: list[Example]) -> list[torch.Tensor]:
@@ -153,8 +152,7 @@ def test_questions_give_prompt_and_answer_back_exactly(model: Model, name: str) 
     template = load_template(name, model.tokenizer)
     stops = frozenset(model.tokenizer.encode(template.stop, add_special_tokens=False))
     bound = Model(model.hf, template, stop_ids=stops, name="x")
-    encoder = Encoder(model.tokenizer, template)
-    found = questions(prepare([ROWS], encoder, max_length=512).examples, bound)
+    found = questions(examples_of(template, ROWS), bound)
     turns = []
     for row in ROWS:
         messages = row.get("messages") or [
@@ -173,9 +171,7 @@ def test_questions_give_prompt_and_answer_back_exactly(model: Model, name: str) 
 def test_only_trained_answers_are_asked(model: Model) -> None:
     messages = [dict(m) for m in ROWS[3]["messages"]]
     messages[1]["train"] = False
-    found = questions(
-        prepare([[{"messages": messages}]], model.encoder, max_length=512).examples, model
-    )
+    found = questions(examples_of(model.template, [{"messages": messages}]), model)
     assert [asked.expected for asked in found] == ["4, of course", " yes "]
 
 
@@ -216,7 +212,7 @@ def test_evaluate_gives_base_and_tuned_as_computed_by_hand(llama_dir: Path, tmp_
     )  # fmt: skip
     found = api.evaluate(run, ROWS, device="cpu")
     model = load(run, device="cpu")
-    examples = prepare([ROWS], model.encoder, max_length=512).examples
+    examples = list(examples_of(model.template, ROWS))
     base = AutoModelForCausalLM.from_pretrained(llama_dir).eval()
     tuned = AutoModelForCausalLM.from_pretrained(run.path).eval()
     for key, plain in (("base", base), ("tuned", tuned)):

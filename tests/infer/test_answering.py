@@ -8,11 +8,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from duiti.config import Config
+from duiti.data.prepare import prompt_service
 from duiti.data.template import Declared, declare, load_template
 from duiti.errors import DuitiError
 from duiti.infer.chat import Chat, chat_loop
 from duiti.infer.generate import Sampling
-from duiti.infer.model import Model, answer_prefix, load
+from duiti.infer.model import Model, load
 from duiti.run import Run
 from duiti.sft import finetune
 from duiti.training.log import Talk
@@ -61,7 +62,7 @@ def test_pieces_never_cut_a_character_in_two(model: Model) -> None:
 
 def test_an_answer_cut_by_the_limit_is_still_shown_whole(model: Model) -> None:
     for limit in range(1, 20):
-        ids = model.generate([model.encoder.prompt_ids(messages())], max_new_tokens=limit)[0].ids
+        ids = model.generate([model.prompts.prompt_ids(messages())], max_new_tokens=limit)[0].ids
         assert model.chat(ASK, max_new_tokens=limit) == model.text(ids)
 
 
@@ -72,7 +73,7 @@ def test_what_the_template_writes_before_an_answer_is_not_part_of_it_however_lon
     path = tmp_path / "spelled.yaml"
     path.write_text(SPELLED)
     model = load(overfit(llama_dir, tmp_path / "run", template=str(path)), device="cpu")
-    (answer,) = model.generate([model.encoder.prompt_ids(messages())], max_new_tokens=200)
+    (answer,) = model.generate([model.prompts.prompt_ids(messages())], max_new_tokens=200)
     assert model.text(answer.ids) == ANSWER
     assert model.chat(ASK, max_new_tokens=200) == ANSWER
 
@@ -83,12 +84,12 @@ def test_what_the_template_writes_before_an_answer_is_not_part_of_it_however_lon
 def test_the_prefix_of_an_answer_is_found(
     tokenizer: PreTrainedTokenizerFast, name: str, prefix: str
 ) -> None:
-    assert answer_prefix(load_template(name, tokenizer)) == prefix
+    assert prompt_service(load_template(name, tokenizer)).answer_prefix() == prefix
 
 
 def test_the_prefix_of_a_declared_answer_is_found(tokenizer: PreTrainedTokenizerFast) -> None:
     spec = Declared(user="Q: {content}\n", assistant="A: {content}!")
-    assert answer_prefix(declare("x", spec, tokenizer)) == "A: "
+    assert prompt_service(declare("x", spec, tokenizer)).answer_prefix() == "A: "
 
 
 def test_base_is_the_model_before_training(model: Model, llama_dir: Path) -> None:
