@@ -21,7 +21,7 @@ def say_data(material: Material, talk: Talk) -> None:
     data = material.data
     total = data.ledger.total
     share = f" ({total.supervised / total.total:.0%})" if total.total else ""
-    rows = f"{total.rows:,} rows: {total.kept:,} kept"
+    rows = f"{total.rows:,} row{'' if total.rows == 1 else 's'}: {total.kept:,} kept"
     if total.examples != total.kept:
         rows += f" → {total.examples:,} examples"
     talk.say("data", f"{rows} · {total.total:,} tokens, {total.supervised:,} trained{share}")

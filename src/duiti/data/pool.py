@@ -16,12 +16,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from tokenizers import Tokenizer
 
@@ -182,12 +184,12 @@ def encode_here(job: Job, chunks: Iterable[Sequence[NumberedRow]]) -> Iterator[C
 
 
 class _Child:
-    """One child process; started at the first request."""
+    """One child process; started at the first request, ended when nobody needs it any more."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._process: subprocess.Popen[bytes] | None = None
-        self._notes = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the child)
+        self._notes: IO[bytes] | None = None
 
     def encode(self, rows: Sequence[NumberedRow]) -> Chunk:
         account = Account()
@@ -224,27 +226,28 @@ class _Child:
         return answer, payload
 
     def close(self) -> None:
+        """End the process, if there is one."""
         if self._process is not None:
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    try:
-                        pipe.close()
-                    except OSError:
-                        continue  # it is gone already, which is what closing wants
-            self._process.kill()
-            self._process.wait()
             self._process = None
-        self._notes.close()
+            self._end()
 
     def _start(self) -> subprocess.Popen[bytes]:
         job = self._job
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "duiti.data.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._notes,
-            env=_environment(),
-        )
+        self._notes = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "duiti.data.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._notes,
+                env=_environment(),
+            )
+        except OSError as error:
+            self._notes.close()
+            raise DuitiError(
+                f"no process to prepare rows can be started ({error.strerror or error})"
+            ) from error
+        self._end = weakref.finalize(self, _end, self._process, self._notes)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         start = {
@@ -261,11 +264,12 @@ class _Child:
 
     def _died(self, rows: Sequence[Origin]) -> DuitiError:
         assert self._process is not None
+        assert self._notes is not None
         code = self._process.wait()
         self._notes.seek(0)
         noted = self._notes.read(12).strip()
         origin = rows[int(noted)] if noted.isdigit() and int(noted) < len(rows) else None
-        self._process = None
+        self.close()
         if code == -signal.SIGPROF:
             return _refused(self._job.spec, "does not come to an end", origin)
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -275,6 +279,17 @@ class _Child:
             why="it may have run out of memory" if code == -signal.SIGKILL else "",
             fix="what was prepared so far is kept: the same command goes on from there",
         )
+
+
+def _end(process: subprocess.Popen[bytes], notes: IO[bytes]) -> None:
+    """End a child, whatever it is doing."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # it is gone already, which is what closing wants
+                pipe.close()
+    process.kill()
+    process.wait()
+    notes.close()
 
 
 def _environment() -> dict[str, str]:
