@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from duiti.types import Json, Message
 
 
-def lost_in_answer(message: Message, answer: str) -> set[str]:
-    """What became of an answer in the text that is trained."""
+def lost_in_answer(message: Message, prompt: str, answer: str) -> set[str]:
+    """What became of an answer in the text that is trained behind a prompt."""
     notes = set()
+    bare = prompt.rstrip()
+    if bare.endswith("<think>"):  # the prompt has said the beginning of a thought already
+        answer = prompt[len(bare) - len("<think>") :] + answer
     if message.reasoning and message.reasoning.strip() not in answer:
         notes.add("the template leaves out the reasoning of an answer")
     if message.content not in answer:
         is_stripped = message.content.strip() in answer
-        what = "strips white space around" if is_stripped else "rewrites the text of"
+        what = "strips white space around" if is_stripped else "rewrites or leaves out the text of"
         notes.add(f"the template {what} an answer")
     names = Counter(call.name for call in message.tool_calls)
     if any(answer.count(name) < count for name, count in names.items()):

@@ -137,14 +137,14 @@ class Renderer:
             shape: of its tool calls; None: the one that the template can read.
         """
         found: dict[str, Json] = {"role": message.role, "content": message.content}
+        if message.reasoning:
+            # gpt-oss reads `thinking`, all others `reasoning_content`; transformers gives both.
+            found = {"thinking": message.reasoning, **found, "reasoning_content": message.reasoning}
         if message.input:
             if self.spec.places_input:
                 found["input"] = message.input
             else:
                 found["content"] = f"{message.content}\n{message.input}"
-        if message.reasoning:
-            # gpt-oss reads `thinking`, all others `reasoning_content`; transformers gives both.
-            found["thinking"] = found["reasoning_content"] = message.reasoning
         if message.tool_calls:
             shape = shape or self.call_shape or CallShape()
             if not message.content and not shape.has_content:

@@ -93,8 +93,17 @@ def limit_time() -> None:
     _IS_LIMITED = True
 
 
-def _environment(day: str) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which does not only hide what a template must not reach but says so."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        if attribute.startswith("_"):
+            raise jinja2.exceptions.SecurityError("underscored attribute")
+        return super().unsafe_undefined(obj, attribute)
+
+
+def _environment(day: str) -> jinja2.Environment:
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson

@@ -72,7 +72,7 @@ class TurnFinder:
             stop = self._stops.of(messages[i], frame)
             answer = self._up_to_stop(produced, stop, row.number)
             found.turns.append(Turn(prompt, answer, weight=messages[i].weight))
-            found.notes |= lost_in_answer(messages[i], answer)
+            found.notes |= lost_in_answer(messages[i], prompt, answer)
         for i in trained[-1:]:
             found.notes |= lost_in_prompt(messages[:i], found.turns[-1].prompt)
         if self._control.softly_acts(sample.messages):
