@@ -8,9 +8,14 @@ model = load_model(source, dtype=torch.float32, device="cpu")
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -77,29 +82,66 @@ def resolve(name: str, *, trust_remote_code: bool = False) -> ModelSource:
 
 
 def load_config(source: ModelSource) -> PreTrainedConfig:
-    """The model's `config.json`."""
+    """The model's `config.json`.
+
+    Raises:
+        UsageError: there is none, or it is not what it should be.
+    """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             source.location,
             trust_remote_code=source.trust_remote_code,
             local_files_only=source.is_local,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # somebody else's file, read by somebody else's code
         raise _unloadable(source, error) from None
     return config
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.location,
-            trust_remote_code=source.trust_remote_code,
-            local_files_only=source.is_local,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(source, error) from None
+    """The tokenizer that belongs to the model.
+
+    Raises:
+        UsageError: there is none, or its files are not what they should be.
+    """
+    with _stderr_kept() as noted:
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                source.location,
+                trust_remote_code=source.trust_remote_code,
+                local_files_only=source.is_local,
+            )
+        except Exception as error:  # somebody else's files, read by somebody else's code
+            raise _unloadable(source, error) from None
+        except BaseException as error:
+            # A panic of the Rust library is no Exception, and has no type that could be imported.
+            if type(error).__name__ != "PanicException":
+                raise
+            noted.truncate(0)  # the backtrace
+            raise UsageError(
+                f"{source.name}: its tokenizer.json is damaged",
+                why=f"the tokenizers library cannot read it ({_reason(error)})",
+                fix="fetch the model's files again",
+            ) from None
     return tokenizer
+
+
+@contextmanager
+def _stderr_kept() -> Iterator[IO[bytes]]:
+    """Hold back what is written to stderr, Rust's panics included, until the end."""
+    with tempfile.TemporaryFile() as noted:
+        sys.stderr.flush()
+        own = os.dup(2)
+        os.dup2(noted.fileno(), 2)
+        try:
+            yield noted
+        finally:
+            sys.stderr.flush()
+            os.dup2(own, 2)
+            os.close(own)
+            noted.seek(0)
+            while piece := noted.read(2**16):
+                os.write(2, piece)
 
 
 def load_model(source: ModelSource, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -157,16 +199,21 @@ def longest_text(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -
     """Tokens that the model's positions, and its tokenizer, allow."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     # Tokenizers without a limit state one of about 1e30.
-    limits = [n for n in (positions, tokenizer.model_max_length) if n and n < 10**9]
+    stated = (positions, tokenizer.model_max_length)  # by files that may say anything
+    limits = [n for n in stated if isinstance(n, int | float) and 0 < n < 10**9]
     return int(min(limits)) if limits else 10**9
 
 
 def _unloadable(source: ModelSource, error: Exception) -> DuitiError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "trust_remote_code" in str(error):
         return UsageError(
             f"{source.name} wants to run Python code that comes with it",
             why="such code can do anything that you can",
             fix="if you have read it: --trust-remote-code",
         )
-    return UsageError(f"{source.name}: cannot be loaded", why=reason)
+    return UsageError(f"{source.name}: cannot be loaded", why=_reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
