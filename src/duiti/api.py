@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -84,9 +85,10 @@ def evaluate(
     options = PrepareOptions(date=model.date, mapping=map or {})
     prepared = prepare([_source(data)], model.template, options)
     examples, ledger = short_enough(prepared, length)
-    longest = int(prepared.store.lengths.max(initial=0))
     limits = Limits(max_length=length, positions=length)
-    error = rows_refusal(ledger, limits, on_bad_row=on_bad_row, longest=longest)
+    if on_bad_row == "drop":
+        limits = replace(limits, max_lost=1.0)
+    error = rows_refusal(ledger, limits, on_bad_row=on_bad_row)
     if error is not None:
         raise error
     if not len(examples):

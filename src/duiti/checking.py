@@ -22,7 +22,7 @@ from duiti.data.prepare import Report, Say
 from duiti.data.preview import mask_text, print_mask
 from duiti.data.views import show_example
 from duiti.errors import DataError, UsageError
-from duiti.material import Material, raise_refusals, read_material
+from duiti.material import Material, check_ids, raise_refusals, read_material
 from duiti.types import Example, Json
 
 PAGE_EXAMPLES = 200
@@ -113,6 +113,8 @@ def run_check(
     material = read_material(config, rows=rows, say=say, report=report)
     try:
         raise_refusals(material, config)
+        # Nothing has more embeddings than this; whether it has as many, training looks.
+        check_ids(material, material.model_config.get_text_config().vocab_size)
     except DataError as error:
         return Check(material, error)
     return Check(material, None)

@@ -142,9 +142,13 @@ def short_enough(prepared: Prepared, max_length: int) -> tuple[ExampleStore, Led
 
 
 def rows_refusal(
-    ledger: Ledger, limits: Limits, *, on_bad_row: str, longest: int
+    ledger: Ledger, limits: Limits, *, on_bad_row: str, longest: int | None = None
 ) -> DataError | None:
-    """Why rows that are given should not be used as they are, or None."""
+    """Why rows that are given should not be used as they are, or None.
+
+    Args:
+        longest: of all examples; None where there is no setting that would keep them.
+    """
     total = ledger.total
     if not total.rows:
         return DataError("there are no rows")
@@ -194,14 +198,23 @@ def _bad_rows(ledger: Ledger) -> DataError:
     return DataError("\n".join(lines), fix=fix)
 
 
-def _how_to_keep(limits: Limits, longest: int, lost: float) -> str:
-    if limits.max_length < longest <= limits.positions:
-        return f"--max-length {longest}"
-    if limits.over_length == "truncate" and limits.max_length < limits.positions:
-        return f"--max-length {limits.positions}"
-    other = "" if limits.over_length == "truncate" else ", --over-length truncate keeps what fits"
-    accept = f"--max-lost {math.ceil(lost * 100) / 100:g} accepts it"
-    return f"the model has {limits.positions} positions: split the rows{other}, {accept}"
+def _how_to_keep(limits: Limits, longest: int | None, lost: float) -> str:
+    """Settings that keep more, or accept the loss; each works as it is written."""
+    if longest is None:
+        return "split them, or leave them out: --on-bad-row drop"
+    is_cut = limits.over_length == "truncate"
+    if limits.max_length < limits.positions:
+        enough = limits.positions if is_cut else min(longest, limits.positions)
+        return f"--max-length {enough}"
+    ways = ["split the rows"]
+    if not is_cut:
+        ways.append("--over-length truncate keeps what fits")
+    accept = ["--over-length drop"] if limits.over_length == "error" else []
+    if lost > limits.max_lost:
+        accept.append(f"--max-lost {math.ceil(lost * 100) / 100:g}")
+    if lost < 1:
+        ways.append(f"{' '.join(accept)} accepts it")
+    return f"the model has {limits.positions} positions: {', '.join(ways)}"
 
 
 def _counted(text: str, count: int) -> str:

@@ -144,7 +144,8 @@ def make_ledger(
     for source in sources:
         source.check()
     rejected = tuple(
-        Rejected(Origin(names[source], line), reason) for source, line, reason in account.rejected
+        Rejected(Origin(store.files[source], line), reason)
+        for source, line, reason in account.rejected
     )
     return Ledger(sources, rejected)
 

@@ -195,7 +195,7 @@ class _Child:
         account = Account()
         good = [item for item in rows if account.pass_by(item)]
         found = [(item.source, item.row) for item in good if isinstance(item.row, Row)]
-        request = [[source, row.origin.line, row.fields] for source, row in found]
+        request = [[source, row.origin.line, dict(row.fields)] for source, row in found]
         answer, payload = self.ask({"rows": request}, rows=[row.origin for _, row in found])
         own = Account.from_dict(answer["account"])
         for counts in own.sources.values():

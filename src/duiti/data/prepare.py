@@ -35,6 +35,7 @@ from duiti.data.cache import (
 from duiti.data.chunk import Account, Chunk, NumberedRow
 from duiti.data.control import Mode
 from duiti.data.encode import EncodeOptions, Encoder
+from duiti.data.files import kind_by_name
 from duiti.data.filter import filter_digest, load_filter
 from duiti.data.fingerprint import code_digest, file_digest, key
 from duiti.data.pool import CHUNK_ROWS, Job, Pool, PromptService, encode_here
@@ -128,9 +129,9 @@ def prepare(
     names = tuple(str(source) for source in sources)
     keep = load_filter(options.filter) if options.filter is not None else None
     job = make_job(template, options)
-    files = {s.path: FileFacts(name=s.name, sha256=file_digest(s.path))
-             for s in sources if s.path is not None}  # fmt: skip
-    stamps = {path: _stamp(path) for path in files}
+    paths = {source.path: source.name for source in sources if source.path is not None}
+    stamps = {path: _stamp(path) for path in paths}  # before they are hashed, let alone read
+    files = {path: FileFacts(name=name, sha256=file_digest(path)) for path, name in paths.items()}
     with _entry(sources, files, job, options, say) as entry:
         account = Account()
         parts = list(entry.parts())
@@ -143,10 +144,10 @@ def prepare(
             rows = islice(_rows(sources, keep, options.seed), account.num_rows, None)
             meter = _Meter(report, _total_bytes(sources), account.num_rows)
             for part in _parts(_encode(job, rows, meter, sources, options.workers)):
+                _raise_changes(stamps)  # or what is kept would not be what its name says
                 entry.append(part)
                 account.add(Account.from_dict(part.account))
-            if {path: _stamp(path) for path in files} != stamps:
-                raise DataError("the data changed while it was read", fix="run it again")
+            _raise_changes(stamps)
             entry.finish({"rows": account.num_rows})
         store = ExampleStore([part.block for part in entry.parts()], [s.name for s in sources])
     return Prepared(
@@ -226,7 +227,7 @@ def _entry(
     spec = {**job.spec.as_dict(), "date": job.spec.date if asks_date else ""}
     is_chosen = any(source.share is not None or source.count is not None for source in sources)
     named = {
-        "data": [[files[s.path].sha256, s.share, s.count] for s in sources if s.path is not None],
+        "data": [_named(s, files[s.path]) for s in sources if s.path is not None],
         "tokenizer": hashlib.sha256(job.tokenizer_json.encode()).hexdigest(),
         "template": spec,
         "options": asdict(job.options),
@@ -238,6 +239,11 @@ def _entry(
     }
     name = key({part: json.dumps(value, sort_keys=True) for part, value in named.items()})
     return open_entry(name, folder=cache_folder(), say=say)
+
+
+def _named(source: Source, file: FileFacts) -> list[str | float | None]:
+    """The same bytes mean other rows as CSV than as JSON, and the name decides."""
+    return [file.sha256, kind_by_name(source.name), source.share, source.count]
 
 
 def _rows(sources: Sequence[Source], keep: Keep | None, seed: int) -> Iterator[NumberedRow]:
@@ -308,9 +314,18 @@ def _parts(chunks: Iterator[Chunk]) -> Iterator[Part]:
         yield Part(block=concat(blocks), account=account.as_dict())
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None  # it is gone; who opens it says so better
     return found.st_size, found.st_mtime_ns
+
+
+def _raise_changes(stamps: Mapping[Path, tuple[int, int] | None]) -> None:
+    changed = [str(path) for path, stamp in stamps.items() if _stamp(path) != stamp]
+    if changed:
+        raise DataError(f"{', '.join(changed)} changed while it was read", fix="run it again")
 
 
 def _total_bytes(sources: Sequence[Source]) -> int | None:
