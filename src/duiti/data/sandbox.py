@@ -27,6 +27,8 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from duiti.data.control import CLOSE, OPEN
+
 MAX_SECONDS = 2.0
 """Of computing, for one text; ordinary templates take less than a millisecond."""
 
@@ -123,9 +125,14 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
+    text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    # The marks of data/control.py must not become text: they say what is no control token.
+    return _MARK.sub(lambda found: found[1] + (OPEN, CLOSE)[int(found[2])], text)
+
+
+_MARK = re.compile(r"(?<!\\)((?:\\\\)*)\\ufdd([01])")
 
 
 def _raise_exception(message: str) -> None:

@@ -9,14 +9,16 @@ what follows is what the model has to produce, up to its stop token. No generati
 for marker strings, no private copy of a template.
 
 Where the prompt ends by opening the thinking, and the finished text shows only what came after it
-(DeepSeek-R1), the model has to produce the thinking and its end before that text. Anything else is
-refused: there is no text that the model could be trained to continue with.
+(DeepSeek-R1), the model has to produce the thinking and its end before that text; where the prompt
+has closed it, too, that text alone. Anything else is refused: there is no text that the model could
+be trained to continue with.
 
 Which token stops an answer is asked of the template once (`data/stops.py`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -84,15 +86,19 @@ class TurnFinder:
         name = self.renderer.spec.name
         if finished.startswith(prompt):
             return self._without_cue(row, finished[len(prompt) :], notes)
-        if not prompt.rstrip().endswith("<think>"):
-            produced = self._produced_alone(row, prompt, finished)
-            if produced is not None:
-                return produced
-            if prompt.rstrip().endswith("</think>"):
+        closed = _CLOSED.search(prompt)
+        if closed is not None:
+            if row.message.reasoning or "</think>" in row.message.content:
                 raise RowError(
                     f"the template {name} closes the thinking in the prompt that serving sends, so"
                     f" an answer cannot be given with a thought (message {row.number})"
                 )
+            if finished.startswith(prompt[: closed.start()]):
+                return finished[closed.start() :]
+        if not prompt.rstrip().endswith("<think>"):
+            produced = self._produced_alone(row, prompt, finished)
+            if produced is not None:
+                return produced
             raise RowError(
                 f"the template {name} writes a finished answer (message {row.number}) differently"
                 " from the prompt that serving sends for it, so what the model has to produce"
@@ -190,6 +196,8 @@ class _Row:
 
 
 _THOUGHT = "zqxthought"
+_CLOSED = re.compile(r"<think>\s*</think>\s*\Z")
+"""An empty thought at the end of a prompt."""
 
 
 def trained_messages(messages: Sequence[Message], train_on: TrainOn) -> list[int]:

@@ -95,7 +95,8 @@ class Stops:
             name = self._renderer.spec.name
             raise RowError(f"the template {name} does not show the text of an answer")
         continued = self._continued([*before, answer, reply], tools)
-        return self._from_tails(finished[end + len(_TEXT) :], continued, self.cue(frame))
+        prompt = self._renderer.prompt(before, tools)
+        return self._from_tails(finished[end + len(_TEXT) :], continued, prompt)
 
     def _continued(self, messages: list[Message], tools: list[Json]) -> str:
         """What follows the answer when the conversation goes on; empty where it cannot."""
@@ -106,14 +107,15 @@ class Stops:
         end = text.rfind(_TEXT)
         return text[end + len(_TEXT) :] if end >= 0 else ""
 
-    def _from_tails(self, finished: str, continued: str, cue: str) -> Stop | None:
+    def _from_tails(self, finished: str, continued: str, prompt: str) -> Stop | None:
         assert self._pattern is not None
         shared = shared_length(finished, continued)
         in_both = [m for m in self._pattern.finditer(finished) if m.end() <= shared]
         if in_both:
             return Stop(in_both[-1].group())
         first = self._pattern.search(finished)
-        if first and first.group() not in cue:
+        # A template that always writes the cue for an answer ends none by it.
+        if first and not prompt.endswith(finished[first.start() :]):
             return Stop(first.group())
         opener = self._pattern.search(continued)
         if opener is None:
