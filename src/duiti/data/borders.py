@@ -80,7 +80,7 @@ def find_borders(pre_tokenizer: Json) -> Borders:
 
 
 def _words() -> re.Pattern[str]:
-    return re.compile(rf"(?s:.[^ ]*+(?:(?<![{SOLID}]) [^ ]*+)*+)")
+    return re.compile(rf"(?s:.[^ ]*+(?:(?<![{SOLID}]) ++[^ ]*+)*+)")
 
 
 def _pieces(joined: dict[str, set[str]]) -> re.Pattern[str]:
@@ -94,7 +94,7 @@ def _pieces(joined: dict[str, set[str]]) -> re.Pattern[str]:
         same = "".join(a for a in before if a not in cut)
         run = f"[{re.escape(same)}]++|" if same else ""
         ways.append(f"(?<=[{re.escape(before)}])(?:{run}[^{re.escape(''.join(sorted(cut)))}])")
-    ways.append(rf"(?<=[^!-~])[^ ]|(?<![{SOLID}]) ")
+    ways.append(rf"(?<=[^!-~])(?:[^ -~]++|[^ ])|(?<![{SOLID}]) ++")
     return re.compile(rf"(?s:.(?:{'|'.join(ways)})*+)")
 
 

@@ -39,8 +39,8 @@ WINDOW = 1 << 14
 """Characters after which it is decided whether looking up was worth its time."""
 WORTHLESS = 0.6
 """Share of characters that had to be encoded above which it was not."""
-LONGEST_REST = 64
-"""Windows which the library then encodes alone before the next try: 1, 2, 4, … as tries fail."""
+SHORTEST_REST, LONGEST_REST = 4, 64
+"""Windows which the library then encodes alone before the next try: twice as many after each."""
 
 _HARMLESS = {"ByteLevel", "BertProcessing", "RobertaProcessing"}
 
@@ -103,7 +103,9 @@ class FastEncoder:
         if self._num_seen >= WINDOW:
             is_worthless = self._num_missed > WORTHLESS * self._num_seen
             self._num_seen = self._num_missed = 0
-            self._num_windows = min(2 * self._num_windows or 1, LONGEST_REST) * is_worthless
+            self._num_windows = (
+                min(2 * self._num_windows or SHORTEST_REST, LONGEST_REST) * is_worthless
+            )
             self._rest = self._num_windows * WINDOW
         if self._rest <= 0:
             return self.is_disabled
