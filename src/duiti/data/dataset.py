@@ -190,7 +190,7 @@ def _longest(store: ExampleStore) -> int:
 
 
 def _bad_rows(ledger: Ledger) -> DataError:
-    lines = [f"{len(ledger.rejected)} of {ledger.total.rows} rows cannot be used:"]
+    lines = [f"{ledger.total.rejected} of {ledger.total.rows} rows cannot be used:"]
     lines += [f"  {row.origin}: {row.reason}" for row in ledger.rejected[:SHOWN]]
     if len(ledger.rejected) > SHOWN:
         lines.append(f"  … and {len(ledger.rejected) - SHOWN} more")

@@ -101,6 +101,7 @@ class Ledger:
 
     sources: tuple[SourceLedger, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    """Each once, however often its weight would have repeated it."""
 
     @property
     def total(self) -> SourceLedger:
@@ -143,11 +144,11 @@ def make_ledger(
     )
     for source in sources:
         source.check()
-    rejected = tuple(
+    rejected = (
         Rejected(Origin(store.files[source], line), reason)
         for source, line, reason in account.rejected
     )
-    return Ledger(sources, rejected)
+    return Ledger(sources, tuple(dict.fromkeys(rejected)))
 
 
 def _count_store(store: ExampleStore, states: States, num_sources: int) -> npt.NDArray[np.int64]:
