@@ -39,7 +39,10 @@ def read_frame(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     text_bytes, payload_bytes = _LENGTHS.unpack(_read(pipe, _LENGTHS.size))
     if max(text_bytes, payload_bytes) > MAX_BYTES:
         raise EOFError("not a frame")
-    values = json.loads(_read(pipe, text_bytes))
+    try:
+        values = json.loads(_read(pipe, text_bytes))
+    except (ValueError, RecursionError):
+        raise EOFError("not a frame") from None
     if not isinstance(values, dict):
         raise EOFError("not a frame")
     return values, _read(pipe, payload_bytes)
