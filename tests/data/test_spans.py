@@ -135,6 +135,11 @@ def test_a_thought_that_does_not_begin_as_the_prompt_does_is_refused() -> None:
     assert "(message 2): give reasoning_content and content apart" in found
 
 
+def test_an_answer_that_is_written_elsewhere_is_not_blamed_on_its_thinking() -> None:
+    source = HIDES.replace("{{ m.role }}", "{{ 'model' if m.role == 'assistant' else m.role }}")
+    assert "differently" in reason(source, user("q1"), assistant("S3cret"))
+
+
 def test_a_thought_behind_a_prompt_that_closes_the_thinking_is_refused() -> None:
     found = reason(CLOSES, user("q"), assistant("a", "S3cret"))
     assert "the template mine closes the thinking in the prompt that serving sends" in found
@@ -172,6 +177,13 @@ def test_the_opener_of_the_next_turn_ends_an_answer_where_nothing_else_does() ->
     found = find(GLM, user("q1"), assistant("a1"), user("q2"), assistant("a2"))
     assert [turn.answer for turn in found.turns] == ["\na1<|user|>", "\na2<|user|>"]
     assert found.turns[1].prompt.startswith(found.turns[0].prompt + found.turns[0].answer)
+
+
+def test_calls_that_end_by_the_next_turn_may_look_as_they_like() -> None:
+    source = GLM.replace("m.content }}", "m.content }}{{ m.tool_calls|tojson if m.tool_calls }}")
+    bare = replace(CALL, tool_calls=(ToolCall(name="weather", arguments={}),) * 2)
+    found = find(source, user("q"), bare, RESULT, assistant("a"))
+    assert found.turns[0].answer.endswith('"arguments": {}}}]<|tool|>')
 
 
 def test_an_answer_is_found_where_the_template_rewrites_what_stands_before_it() -> None:

@@ -68,7 +68,7 @@ def test_where_none_is_written_the_next_turn_opens_with_it() -> None:
     spaced = turns("{{ m.content }}", "{{ '\n' if not add_generation_prompt }}")
     assert ask(spaced) == Stop("<|user|>", is_next=True, tail="\n")
     calls = turns("{{ m.content }}{{ m.tool_calls|tojson if m.tool_calls }}")
-    assert ask(calls, CALL) == Stop("<|tool|>", is_next=True, tail='"}}}]', before='"}}}]')
+    assert ask(calls, CALL) == Stop("<|tool|>", is_next=True)
 
 
 @pytest.mark.parametrize(

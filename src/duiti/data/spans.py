@@ -95,22 +95,29 @@ class TurnFinder:
                 )
             if finished.startswith(prompt[: closed.start()]):
                 return finished[closed.start() :]
-        if not prompt.rstrip().endswith("<think>"):
-            produced = self._produced_alone(row, prompt, finished)
-            if produced is not None:
-                return produced
+        opened = _OPENED.search(prompt)
+        if opened is not None and finished.startswith(prompt[: opened.start()]):
+            return self._behind_thought(row, prompt, finished, opened.start())
+        produced = self._produced_alone(row, prompt, finished)
+        if produced is None:
             raise RowError(
                 f"the template {name} writes a finished answer (message {row.number}) differently"
                 " from the prompt that serving sends for it, so what the model has to produce"
                 " cannot be proven"
             )
-        produced = self._behind_no_thought(row, prompt) or _behind_thought(
-            prompt, finished, row.message
-        )
+        return produced
+
+    def _behind_thought(self, row: _Row, prompt: str, finished: str, start: int) -> str:
+        """What the model has to produce where its prompt has opened the thinking, and the finished
+        text shows something else from there: the thought, its end, and what comes after."""
+        produced = self._behind_no_thought(row, prompt)
+        if produced is None:
+            produced = _behind_thought(prompt[start:], finished[start:], row.message)
         if produced is None:
             raise RowError(
-                f"the template {name} opens the thinking in the prompt and leaves it out of a"
-                f" finished answer (message {row.number}): give reasoning_content and content apart"
+                f"the template {self.renderer.spec.name} opens the thinking in the prompt and"
+                f" leaves it out of a finished answer (message {row.number}): give"
+                " reasoning_content and content apart"
             )
         return produced
 
@@ -196,8 +203,9 @@ class _Row:
 
 
 _THOUGHT = "zqxthought"
+_OPENED = re.compile(r"<think>\s*\Z")
 _CLOSED = re.compile(r"<think>\s*</think>\s*\Z")
-"""An empty thought at the end of a prompt."""
+"""The beginning of a thought, and an empty one, at the end of a prompt."""
 
 
 def trained_messages(messages: Sequence[Message], train_on: TrainOn) -> list[int]:
@@ -228,14 +236,9 @@ def trained_messages(messages: Sequence[Message], train_on: TrainOn) -> list[int
     return chosen
 
 
-def _behind_thought(prompt: str, finished: str, message: Message) -> str | None:
-    """What the model has to produce where its prompt has opened the thinking, and the finished text
-    shows only what came after it: the thinking, its end, and that text. None: it shows something
-    else. An answer without a thought closes the thinking at once, as Qwen's templates write it."""
-    start = prompt.rindex("<think>")
-    if not finished.startswith(prompt[:start]):
-        return None
-    opening, rest = prompt[start:], finished[start:]
+def _behind_thought(opening: str, rest: str, message: Message) -> str | None:
+    """The thought, its end and the rest, which shows only what came after it. None: it shows
+    something else. An answer without a thought closes it at once, as Qwen's templates write it."""
     if "</think>" in message.content:
         visible = message.content.split("</think>")[-1]
         if message.content.startswith(opening) and rest.startswith(visible):

@@ -121,8 +121,11 @@ class Stops:
         if opener is None:
             return None
         before = continued[: opener.start()]
-        is_next = before.strip() == finished.strip()
-        return Stop(opener.group(), True, finished, before) if is_next else None
+        if before.strip() != finished.strip():
+            return None
+        # White space in which the two differ; the rest depends on what the answer was.
+        same = shared_length(finished, before)
+        return Stop(opener.group(), True, finished[same:], before[same:])
 
 
 def _conversation(frame: Frame) -> tuple[list[Message], list[Json]]:
