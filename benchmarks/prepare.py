@@ -103,7 +103,7 @@ def _arguments() -> argparse.Namespace:
 def _repeat(arguments: argparse.Namespace, file: Path, count: int) -> None:
     names = dict(pair.split("=") for pair in arguments.map.split(",") if pair)
     lines = []
-    for line in arguments.data.read_text(encoding="utf-8").splitlines():
+    for line in arguments.data.open(encoding="utf-8"):
         row = {names.get(name, name): value for name, value in json.loads(line).items()}
         pair = {"prompt": row["prompt"], "response": row["response"]}
         lines.append(json.dumps(pair, ensure_ascii=False) + "\n")
@@ -170,7 +170,7 @@ def _duiti(arguments: argparse.Namespace) -> dict[str, float]:
 def _bare(arguments: argparse.Namespace) -> dict[str, float]:
     core = _tokenizer(arguments).backend_tokenizer
     texts = []
-    for line in arguments.file.read_text(encoding="utf-8").splitlines():
+    for line in arguments.file.open(encoding="utf-8"):
         row = json.loads(line)
         texts.append(
             f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
