@@ -90,6 +90,13 @@ EXCEPTIONS = {
         "模板把带调用一轮的文字写到工具结果之后，那一轮是否结束又取决于后文，"
         "因此之后的提示与完整对话接不上；我们拒绝这一行。",
     ),
+    "second call": (
+        "第二次调用",
+        "DeepSeek-V3's template opens a calling turn only once in a conversation (a flag that is"
+        " never reset). The twin trains a second one without its beginning; ours refuses the row.",
+        "DeepSeek-V3 的模板在一段对话里只会打开一次调用的那一轮（一个从不复位的标志）。"
+        "孪生模板训练缺了开头的第二次调用；我们拒绝这一行。",
+    ),
     "both refuse": (
         "双方拒绝",
         "The template refuses the conversation, and the twin fails, too.",

@@ -203,6 +203,17 @@ SUITE: dict[str, Sample] = {
         _answer("3 degrees", "it says 3"),
         tools=_TOOLS,
     ),
+    "call in two turns": _chat(
+        _user("q1"),
+        _answer("", "", _CALL),
+        _result('{"t": 3}'),
+        _answer("3 degrees"),
+        _user("and Paris?"),
+        _answer("", "", _SECOND),
+        _result("warm", "call00002"),
+        _answer("warm"),
+        tools=_TOOLS,
+    ),
     "two calls": _chat(
         _user("q1"),
         _answer("", "", _CALL, _SECOND),

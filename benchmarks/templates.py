@@ -146,7 +146,8 @@ _REFUSALS = {
     "UndefinedError": ("plain text", "纯文本"),
     "single tool-calls": ("two calls at once", "同时两个调用"),
     "closes the thinking": ("thoughts", "思考"),
-    "differently": ("calls with text", "带文字的调用"),
+    "(message 4) differently": ("calls with text", "带文字的调用"),
+    "(message 6) differently": ("a second calling turn", "第二轮调用"),
 }
 """What the table says of a group, a note or a reason that contains a text."""
 

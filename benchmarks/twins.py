@@ -233,6 +233,11 @@ def _why_refused(pair: Pair) -> str:
             "writes a finished answer (message 4) differently" in pair.refusal
             and _is_behind_result(pair),
         ),
+        (
+            "second call",
+            "writes a finished answer (message 6) differently" in pair.refusal
+            and pair.trained[2].startswith("\n<｜tool▁call▁begin｜>"),
+        ),
     )
     found = [name for name, holds in rules if holds]
     assert found, f"refused: {pair.refusal}; the twin: {pair.failure or pair.trained}"
