@@ -141,7 +141,7 @@ STOPS = {
     "phi3": "<|end|>",
     "phi3_5": "<|end|>",
 }
-"""The token that ends an answer, read in the models' own documentation; elsewhere `<|im_end|>`."""
+"""The token that ends an answer, written down by hand; elsewhere it is `<|im_end|>`."""
 CALL_STOPS = {
     **dict.fromkeys(("gemma4", "gemma4_v3", "gemma4_v4", "gemma4_v5"), "<|tool_response>"),
     "diffusion_gemma": "<|tool_response>",
