@@ -243,6 +243,20 @@ def test_calls_are_trained_with_their_text_and_stop() -> None:
     assert found.notes == set()
 
 
+READS_FUNCTIONS = "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}" + CHATML
+
+
+def test_flat_tools_become_functions_only_for_a_template_that_reads_no_others() -> None:
+    flat: Json = {"name": "weather", "description": "of a city"}
+    sample = Sample(messages=(user("q"), assistant("a")), origin=ORIGIN, tools=(flat,))
+    found = finder(READS_FUNCTIONS).find(sample)
+    assert found.turns[0].prompt.startswith("weather;<|im_start|>")
+    assert any("functions" in note for note in found.notes)
+    as_is = finder("{{ tools|tojson if tools }}" + CHATML).find(sample)
+    assert as_is.turns[0].prompt.startswith('[{"name": "weather", "description": "of a city"}]')
+    assert as_is.notes == set()
+
+
 CHAT = (user("q1"), assistant("a1"), user("q2"), assistant("a2"), user("q3"), assistant("a3"))
 
 

@@ -96,3 +96,16 @@ def _shows(text: str) -> bool:
     assert isinstance(call.arguments, Mapping)
     words = (call.name, *call.arguments, *map(str, call.arguments.values()))
     return all(word in behind for word in words) and repr(call.arguments) not in behind
+
+
+def as_functions(tools: Sequence[Json]) -> Sequence[Json] | None:
+    """Flat descriptions of tools as servers hand them over, `{"type": "function", "function": …}`;
+    None where none is flat."""
+    if not any(isinstance(tool, dict) and "function" not in tool for tool in tools):
+        return None
+    return [
+        {"type": "function", "function": tool}
+        if isinstance(tool, dict) and "function" not in tool
+        else tool
+        for tool in tools
+    ]

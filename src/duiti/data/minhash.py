@@ -77,7 +77,9 @@ class Shingles:
 
     def take(self, texts: Ints, *, most: int | None = None) -> Shingles:
         """Those of some of the texts, of each the first `most`."""
-        counts = self.counts[texts].clip(max=most)
+        counts = self.counts[texts]
+        if most is not None:
+            counts = np.minimum(counts, most)
         return Shingles(hashes=self.hashes[_ranges(self.starts[texts], counts)], counts=counts)
 
 
@@ -251,21 +253,25 @@ def _keys(shingles: Shingles, texts: Ints, side: int) -> Uint64s:
     counts = shingles.counts[texts]
     hashes = shingles.hashes[_ranges(shingles.starts[texts], counts)]
     places = np.repeat(np.arange(len(texts), dtype=np.uint64) << np.uint64(52), counts)
-    return places | (hashes >> np.uint64(13) << np.uint64(1)) | np.uint64(side)
+    keys: Uint64s = places | (hashes >> np.uint64(13) << np.uint64(1)) | np.uint64(side)
+    return keys
 
 
 def _ranges(starts: Ints, counts: Ints) -> Ints:
     """starts[0], starts[0]+1, … (counts[0] of them), then those of starts[1], and so on."""
     shifts = starts - (np.cumsum(counts) - counts)
-    return np.arange(int(counts.sum())) + np.repeat(shifts, counts)
+    places: Ints = np.arange(int(counts.sum())) + np.repeat(shifts, counts)
+    return places
 
 
 def _distinct(values: Uint64s) -> Uint64s:
     """Sorted, each value once. (`np.unique` hashes since numpy 2.3, which is slower here.)"""
     values = np.sort(values)
-    return values[np.append(True, values[1:] != values[:-1])[: len(values)]]
+    once: Uint64s = values[np.append(True, values[1:] != values[:-1])[: len(values)]]
+    return once
 
 
 def _agreement(signatures: Signatures, a: Ints, b: Ints) -> npt.NDArray[np.uint8]:
     """In how many places two signatures are the same."""
-    return (signatures[a] == signatures[b]).sum(axis=1, dtype=np.uint8)
+    places: npt.NDArray[np.uint8] = (signatures[a] == signatures[b]).sum(axis=1, dtype=np.uint8)
+    return places

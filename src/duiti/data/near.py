@@ -65,7 +65,8 @@ class Texts:
             for part in chunks(self.lengths[own], _READ_TOKENS):
                 done = part.start
                 for block in store.select(places[part]).blocks():
-                    yield own[done : done + len(block)], shingle(block.input_ids, block.lengths)
+                    lengths = block.lengths.astype(np.int64)
+                    yield own[done : done + len(block)], shingle(block.input_ids, lengths)
                     done += len(block)
             begin += len(store)
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from duiti.data.calls import as_functions
 from duiti.data.control import Control
 from duiti.data.lossy import lost_in_answer, lost_in_prompt
 from duiti.data.render import Renderer
@@ -60,6 +61,19 @@ class TurnFinder:
         """
         messages = self._control.treat(sample.messages)
         tools = self._control.treat_tools(sample.tools)
+        try:
+            found = self._find(messages, tools)
+        except RowError:
+            wrapped = as_functions(tools)
+            if wrapped is None:
+                raise
+            found = self._find(messages, wrapped)
+            found.notes.add("tools are handed over as functions, the one form the template reads")
+        if self._control.softly_acts(sample.messages):
+            found.notes.add("a message holds a token that the template writes too, and it acts")
+        return found
+
+    def _find(self, messages: Sequence[Message], tools: Sequence[Json]) -> Found:
         if any(m.tool_calls for m in messages) and self.renderer.call_shape is None:
             raise RowError(f"the template {self.renderer.spec.name} cannot write tool calls")
         dicts = [self.renderer.as_dict(message) for message in messages]
@@ -77,8 +91,6 @@ class TurnFinder:
             found.notes |= lost_in_answer(messages[i], prompt, answer)
         for i in trained[-1:]:
             found.notes |= lost_in_prompt(messages[:i], found.turns[-1].prompt)
-        if self._control.softly_acts(sample.messages):
-            found.notes.add("a message holds a token that the template writes too, and it acts")
         return found
 
     def _produced(self, row: _Row, prompt: str, finished: str, notes: set[str]) -> str:

@@ -25,7 +25,7 @@ from duiti.data.render import TemplateFault, TemplateSpec, limit_time
 from duiti.errors import RowError
 from duiti.types import Message, Origin, Row, ToolCall
 
-MEMORY_BYTES = 3 * 2**30
+MEMORY_BYTES = 2 * 2**30
 """Of address space beyond what the process begins with: a tokenizer, its caches and long rows fit
 many times over, a template that writes without end does not."""
 COLUMNS = tuple(Block.__dataclass_fields__)
