@@ -137,8 +137,18 @@ def test_a_public_function_stays_one_after_its_module_is_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["duiti", "duiti.config", "duiti.types", "duiti.errors", "duiti.run", "duiti.tiny"]
+    "module",
+    [
+        "duiti",
+        "duiti.config",
+        "duiti.types",
+        "duiti.errors",
+        "duiti.run",
+        "duiti.tiny",
+        "duiti.data.worker",  # a child process starts in a moment, or it is no use
+        "duiti.data.dataset",
+    ],
 )
-def test_the_lowest_layer_needs_no_torch(module: str) -> None:
+def test_the_lowest_layer_and_the_preparation_of_data_need_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -85,6 +85,11 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("seed: [\n", "not valid YAML"),
         ("seed: !!python/object/apply:os.system ['true']\n", ":1: could not determine"),
         ("? [a, b]\n: 1\n", "plain value"),
+        ("seed: !!int x\n", "not valid YAML"),
+        ("seed: !!timestamp x\n", "not valid YAML"),
+        ("seed: !!bool x\n", "not valid YAML"),
+        ("seed: !!binary é\n", "not valid YAML"),
+        (f"seed: {'[' * 5000}\n", "not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused_by_line(
@@ -178,6 +183,26 @@ def test_an_option_with_effect_is_taken(tmp_path: Path, text: str) -> None:
         "map: question",
         "map: question=",
         "map: =prompt",
+        "train_on: everything",
+        "special_tokens: ignore",
+        "date: yesterday",
+        "date: 2026-13-01",
+        "date: 2026-1-1",
+        "over_length: cut",
+        "max_lost: -0.1",
+        "max_lost: 1.1",
+        "max_lost: .nan",
+        "strict: maybe",
+        "cache: maybe",
+        "workers: 0",
+        "workers: 257",
+        "workers: many",
+        "data: {weight: 2}",
+        "data: {path: a.jsonl, weight: 2, rows: 3}",
+        "data: {path: a.jsonl, wait: 2}",
+        "data: {path: 3}",
+        "data: [[a.jsonl]]",
+        "data: 3",
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused_with_its_key(tmp_path: Path, text: str) -> None:
@@ -189,6 +214,29 @@ def test_map_reads_pairs_or_a_mapping(tmp_path: Path) -> None:
     expected = {"question": "prompt", "answer": "response"}
     assert _load(tmp_path, "map: question=prompt, answer=response").map == expected
     assert _load(tmp_path, "map: {question: prompt, answer: response}").map == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("{path: a.jsonl}", ("a.jsonl",)),
+        ("{path: a.jsonl, weight: 0.1}", ("a.jsonl@0.1",)),
+        ("[{path: a b.jsonl, rows: 500}, c.jsonl@2]", ("a b.jsonl#500", "c.jsonl@2")),
+        ("[{path: a.jsonl, weight: null}]", ("a.jsonl",)),
+        ("[{path: a.jsonl, weight: 1e-3}]", ("a.jsonl@1e-3",)),
+    ],
+)
+def test_files_may_be_mappings(tmp_path: Path, text: str, data: tuple[str, ...]) -> None:
+    config = _load(tmp_path, f"data: {text}")
+    assert config.data == data
+    # What is recorded with a run is read back the same.
+    assert load_config(None, {"data": list(config.model_dump(mode="json")["data"])}) == config
+
+
+@pytest.mark.parametrize("text", ["date: 2026-03-31", "date: '2026-03-31'"])
+def test_a_date_is_read_as_it_is_written(tmp_path: Path, text: str) -> None:
+    """YAML reads a bare date as one, not as text."""
+    assert _load(tmp_path, text).date == "2026-03-31"
 
 
 def test_one_file_is_a_list_of_one_and_target_modules_are_split(tmp_path: Path) -> None:

@@ -132,7 +132,20 @@ SETTINGS = st.fixed_dictionaries(
         "map": st.dictionaries(NAME, NAME, max_size=2),
         "template": NAME,
     },
-    optional={"output": NAME, "max_steps": st.integers(1, 9), "dtype": st.just("float32")},
+    optional={
+        "output": NAME,
+        "max_steps": st.integers(1, 9),
+        "dtype": st.just("float32"),
+        "filter": NAME,
+        "train_on": st.sampled_from(["assistant", "last", "all"]),
+        "special_tokens": st.sampled_from(["reject", "escape", "allow"]),
+        "date": st.dates().map(str),
+        "over_length": st.sampled_from(["drop", "error", "truncate"]),
+        "max_lost": st.floats(0, 1),
+        "strict": st.booleans(),
+        "cache": st.booleans(),
+        "workers": st.integers(1, 256) | st.just("auto"),
+    },
 )
 METHODS = st.one_of(
     st.builds(

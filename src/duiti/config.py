@@ -273,7 +273,13 @@ def explain(error: ValidationError, *, source: str = "") -> UsageError:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error (it silently keeps the last)."""
+    """PyYAML's safe loader, but a key given twice is an error (it silently keeps the last), and a
+    day is the text that it is written as."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own way)
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
@@ -304,6 +310,10 @@ def parse_yaml(text: str, *, source: str) -> dict[str, Any]:
     try:
         # A SafeLoader: it builds plain values only.
         values = yaml.load(text, Loader=_StrictLoader)
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+        # What PyYAML itself trips over: `!!int x`, `!!timestamp x`, nesting without end.
+        kind = type(error).__name__
+        raise UsageError(f"{source}: {kind}", why="the file is not valid YAML") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
