@@ -148,6 +148,15 @@ def test_evaluate_refuses_what_it_does_not_know(run: Run, tmp_path: Path) -> Non
     assert api.evaluate(run, rows, metrics=(), on_bad_row="drop", device="cpu")["n"] == 8
 
 
+def test_rows_that_are_too_long_to_measure_are_refused_with_a_fix_that_works(run: Run) -> None:
+    rows = [*ROWS, {"prompt": "x", "response": "long " * 600}]
+    with pytest.raises(DataError, match="1 of 9 rows are longer") as caught:
+        api.evaluate(run, rows, metrics=(), device="cpu")
+    assert "--on-bad-row drop" in caught.value.fix
+    found = api.evaluate(run, rows, metrics=(), on_bad_row="drop", device="cpu")
+    assert found == api.evaluate(run, ROWS, metrics=(), device="cpu")
+
+
 def test_export_writes_a_plain_model(run: Run, tmp_path: Path) -> None:
     report = api.export(str(run.path), "merged", tmp_path / "merged")
     ids = torch.arange(4, 24)[None]

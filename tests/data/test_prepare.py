@@ -513,6 +513,13 @@ def test_a_template_that_must_not_be_used_is_named_with_the_row(
     assert "--template chatml" in caught.value.fix
 
 
+def test_what_is_no_file_is_refused_before_it_is_opened(template: Template, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")  # opening it would wait for ever
+    for path in (tmp_path / "pipe.jsonl", tmp_path, Path("/dev/zero"), tmp_path / "none.jsonl"):
+        with pytest.raises(UsageError, match=str(path)):
+            prepared(template, path)
+
+
 def test_an_iterable_that_fails_fails_as_it_did(template: Template) -> None:
     def rows() -> Iterator[dict[str, Any]]:
         yield from pairs(3)

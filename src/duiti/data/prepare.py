@@ -35,7 +35,7 @@ from duiti.data.cache import (
 from duiti.data.chunk import Account, Chunk, NumberedRow
 from duiti.data.control import Mode
 from duiti.data.encode import EncodeOptions, Encoder
-from duiti.data.files import kind_by_name
+from duiti.data.files import check_file, kind_by_name
 from duiti.data.filter import filter_digest, load_filter
 from duiti.data.fingerprint import code_digest, file_digest, key
 from duiti.data.pool import CHUNK_ROWS, Job, Pool, PromptService, encode_here
@@ -130,6 +130,8 @@ def prepare(
     keep = load_filter(options.filter) if options.filter is not None else None
     job = make_job(template, options)
     paths = {source.path: source.name for source in sources if source.path is not None}
+    for path, name in paths.items():
+        check_file(path, name)
     stamps = {path: _stamp(path) for path in paths}  # before they are hashed, let alone read
     files = {path: FileFacts(name=name, sha256=file_digest(path)) for path, name in paths.items()}
     with _entry(sources, files, job, options, say) as entry:
