@@ -123,6 +123,14 @@ def test_a_mistake_is_explained_on_stderr_with_exit_code_2(
     assert "Traceback" not in ran.err
 
 
+def test_an_interruption_is_said_and_is_no_failure_of_its_own(
+    capsys: pytest.CaptureFixture[str], rows: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "stop.py").write_text("def stop(row):\n    raise KeyboardInterrupt\n")
+    ran = Ran(capsys, "check", rows, "-m", "tiny", "--filter", f"{tmp_path}/stop.py:stop")
+    assert (ran.code, ran.out, ran.err) == (130, "", "✗ stopped\n")
+
+
 def test_the_traceback_is_shown_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
     ran = Ran(capsys, "check", "nowhere.jsonl", "-m", "tiny", "--debug")
     assert ran.code == 2

@@ -31,6 +31,7 @@ app = App(
     help_format="plaintext",
     version=duiti.__version__,
     default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,
 )
 for number, (verb, summary) in enumerate(VERBS.items()):
     function = "eval_" if verb == "eval" else verb

@@ -344,15 +344,19 @@ def _total_bytes(sources: Sequence[Source]) -> int | None:
 class _Meter:
     """Counts what is read while it is read."""
 
-    def __init__(self, report: Report, total_bytes: int | None, rows: int) -> None:
+    def __init__(self, report: Report, total_bytes: int | None, rows_before: int) -> None:
         self._report = report
         self._total = total_bytes
-        self._rows = rows
+        self._before = rows_before
+        self._rows = 0
         self._bytes = 0
 
     def watch(self, chunks: Iterator[list[NumberedRow]]) -> Iterator[list[NumberedRow]]:
         for chunk in chunks:
             self._rows += len(chunk)
             self._bytes += sum(_size(row) + 30 for row in chunk)
-            self._report(Progress(self._rows, self._bytes, self._total))
+            # Rows of an earlier run were not looked at: they count as long as these.
+            rows = self._before + self._rows
+            read_bytes = round(self._bytes * rows / self._rows)
+            self._report(Progress(rows, read_bytes, self._total))
             yield chunk
