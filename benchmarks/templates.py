@@ -137,6 +137,7 @@ _CHANGES = {
     "strips white space around a user": ("questions stripped", "裁掉提问首尾空白"),
     "rewrites or leaves out the text": ("answers rewritten", "改写回答"),
     "leaves out a tool call": ("only one call kept", "只留一个调用"),
+    "leaves out the tools": ("tools left out", "丢掉工具说明"),
     "lacks the cue": ("no cue behind results", "工具结果后没有引出部分"),
 }
 _REFUSALS = {

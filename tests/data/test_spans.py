@@ -257,6 +257,12 @@ def test_flat_tools_become_functions_only_for_a_template_that_reads_no_others() 
     assert as_is.notes == set()
 
 
+def test_tools_that_a_template_leaves_out_are_counted() -> None:
+    tools: tuple[Json, ...] = ({"type": "function", "function": {"name": "weather"}},)
+    sample = Sample(messages=(user("q"), assistant("a")), origin=ORIGIN, tools=tools)
+    assert finder(CHATML).find(sample).notes == {"the template leaves out the tools of a row"}
+
+
 CHAT = (user("q1"), assistant("a1"), user("q2"), assistant("a2"), user("q3"), assistant("a3"))
 
 

@@ -29,9 +29,12 @@ def lost_in_answer(message: Message, prompt: str, answer: str) -> set[str]:
     return notes
 
 
-def lost_in_prompt(messages: Sequence[Message], prompt: str) -> set[str]:
-    """What became of the messages before an answer; earlier answers are the template's to say."""
+def lost_in_prompt(messages: Sequence[Message], tools: Sequence[Json], prompt: str) -> set[str]:
+    """What became of the tools and of the messages before an answer; earlier answers are the
+    template's to say."""
     notes = set()
+    if not all(name in prompt for name in map(_tool_name, tools)):
+        notes.add("the template leaves out the tools of a row")
     for message in messages:
         if message.role == "assistant" or message.content in prompt:
             continue
@@ -40,6 +43,12 @@ def lost_in_prompt(messages: Sequence[Message], prompt: str) -> set[str]:
         elif _as_json(message.content) not in prompt:
             notes.add(f"the template rewrites or leaves out a {message.role} message")
     return notes
+
+
+def _tool_name(tool: Json) -> str:
+    inner = tool.get("function", tool) if isinstance(tool, dict) else tool
+    name = inner.get("name") if isinstance(inner, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _is_lost(arguments: Json, answer: str) -> bool:

@@ -90,7 +90,7 @@ class TurnFinder:
             found.turns.append(Turn(prompt, answer, weight=messages[i].weight))
             found.notes |= lost_in_answer(messages[i], prompt, answer)
         for i in trained[-1:]:
-            found.notes |= lost_in_prompt(messages[:i], found.turns[-1].prompt)
+            found.notes |= lost_in_prompt(messages[:i], tools, found.turns[-1].prompt)
         return found
 
     def _produced(self, row: _Row, prompt: str, finished: str, notes: set[str]) -> str:
