@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from duiti.data.template import BUILT_IN, Declared, declare, load_template, starts_with_bos
+from duiti.data.prepare import prompt_service
+from duiti.data.render import Renderer
+from duiti.data.template import (
+    BUILT_IN,
+    Declared,
+    Template,
+    declare,
+    load_template,
+    starts_with_bos,
+)
 from duiti.errors import RowError, UsageError
 from duiti.types import Message
 
@@ -25,6 +34,14 @@ def _say(*turns: str) -> list[Message]:
         Message(role="assistant" if number % 2 else "user", content=content)
         for number, content in enumerate(turns)
     ]
+
+
+def _prompt(template: Template, messages: list[Message]) -> str:
+    return Renderer(template.spec("2026-01-01")).prompt(messages)
+
+
+def _transcript(template: Template, messages: list[Message]) -> str:
+    return Renderer(template.spec("2026-01-01")).transcript(messages)
 
 
 SYSTEM = Message(role="system", content="Be kind.")
@@ -73,9 +90,9 @@ def test_a_built_in_template_writes_its_text_to_the_character(
 ) -> None:
     conversation, one_turn, with_input = SPELLED[name]
     template = load_template(name, tokenizer)
-    assert template.prompt([SYSTEM, *_say("Q1", "A1", "Q2")]) == conversation
-    assert template.transcript(_say("Q1", "A1")) == one_turn
-    assert template.prompt([WITH_INPUT]) == with_input
+    assert _prompt(template, [SYSTEM, *_say("Q1", "A1", "Q2")]) == conversation
+    assert _transcript(template, _say("Q1", "A1")) == one_turn
+    assert _prompt(template, [WITH_INPUT]) == with_input
 
 
 def test_every_built_in_template_is_spelled_out_here() -> None:
@@ -118,7 +135,7 @@ def test_syntax_in_a_message_is_inert(
     expected = (
         SPELLED[name][1].replace("Q1", "\x00").replace("A1", content).replace("\x00", content)
     )
-    assert template.transcript(_say(content, content)) == expected
+    assert _transcript(template, _say(content, content)) == expected
 
 
 @given(question=TEXT, answer=TEXT)
@@ -130,7 +147,7 @@ def test_any_content_appears_verbatim(
     before, _, after = SPELLED[name][1].partition("Q1")
     between, _, stop = after.partition("A1")
     expected = before + question + between + answer + stop
-    assert template.transcript(_say(question, answer)) == expected
+    assert _transcript(template, _say(question, answer)) == expected
 
 
 def _spell(spec: Declared, messages: list[Message]) -> str:
@@ -171,8 +188,8 @@ def test_a_declared_template_writes_any_strings_and_any_content_verbatim(
     template = load_template(str(file), tokenizer)
     assert template.name == "mine"
     messages = _say(*contents)
-    assert template.prompt(messages) == _spell(spec, messages)
-    assert template.transcript(messages[:2]) == _spell(spec, messages[:2])
+    assert _prompt(template, messages) == _spell(spec, messages)
+    assert _transcript(template, messages[:2]) == _spell(spec, messages[:2])
 
 
 def test_a_declared_template_as_a_user_writes_it(
@@ -188,7 +205,7 @@ def test_a_declared_template_as_a_user_writes_it(
         encoding="utf-8",
     )
     template = load_template(str(file), tokenizer)
-    assert template.prompt([SYSTEM, *_say("one", "two", "three")]) == (
+    assert _prompt(template, [SYSTEM, *_say("one", "two", "three")]) == (
         "Rules {0}: Be kind.\nQ: it's one \\ {{ x }} 🙂\nA: two<|im_end|>"
         "\n---\nQ: it's three \\ {{ x }} 🙂\nA:"
     )
@@ -201,7 +218,7 @@ def test_eos_is_filled_in_wherever_it_is_written(
     strings = {"user": "Q: {content}\nA:", "system": "{content}", "assistant": "{content}"}
     strings[place] = strings.get(place, "") + "{eos}"
     template = declare("mine", Declared(**strings), tokenizer)
-    text = template.prompt([SYSTEM, *_say("one", "two", "three")])
+    text = _prompt(template, [SYSTEM, *_say("one", "two", "three")])
     assert "{eos}" not in text
     # one in place of the placeholder (two for the user, who speaks twice), one stop
     assert text.count(EOS) == (3 if place == "user" else 2)
@@ -269,7 +286,7 @@ def test_auto_is_the_models_own_template_or_human_assistant(
 def test_a_system_message_without_a_place_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     template = declare("mine", Declared(user="{content}"), tokenizer)
     with pytest.raises(RowError, match="it has no place for a system message"):
-        template.prompt([SYSTEM, *_say("Q")])
+        _prompt(template, [SYSTEM, *_say("Q")])
 
 
 def test_a_failing_template_is_named_and_the_message_is_not_quoted(
@@ -291,7 +308,7 @@ def test_a_failing_template_is_named_and_the_message_is_not_quoted(
         if not reason:  # the sandbox gives nothing, or refuses
             continue
         with pytest.raises(RowError) as caught:
-            template.prompt(_say("S3cret"))
+            _prompt(template, _say("S3cret"))
         assert reason in str(caught.value)
         assert "the template model" in str(caught.value)
         assert "S3cret" not in str(caught.value)
@@ -302,8 +319,8 @@ def test_a_model_template_that_is_no_jinja_is_refused_with_its_name(
 ) -> None:
     own = copy.deepcopy(tokenizer)
     own.chat_template = "{% for m in messages %}"
-    with pytest.raises((RowError, UsageError), match="model"):
-        load_template("model", own).prompt(_say("Q"))
+    with pytest.raises(UsageError, match="the template model is not valid Jinja"):
+        prompt_service(load_template("model", own)).prompt(_say("Q"))
 
 
 def test_role_markers_are_the_lines_that_announce_a_turn(
