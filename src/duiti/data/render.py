@@ -64,6 +64,11 @@ class Renderer:
         """
         self.spec = spec
         self._template = compile_template(spec.source, day=spec.date)
+        self._names = {
+            **self._template.globals,
+            **spec.special_tokens,
+            "documents": None,
+        }
         self._shape: CallShape | None = None
         self._is_shape_known = False
 
@@ -101,12 +106,8 @@ class Renderer:
         name = self.spec.name
         try:
             with limited_time():
-                text = self._template.render(
-                    messages=messages,
-                    tools=list(tools) or None,
-                    documents=None,
-                    add_generation_prompt=cue,
-                    **self.spec.special_tokens,
+                text = self._run(
+                    messages=messages, tools=list(tools) or None, add_generation_prompt=cue
                 )
         except TemplateFault:
             raise
@@ -129,6 +130,12 @@ class Renderer:
         ):
             raise TemplateFault("writes without bound")
         return text
+
+    def _run(self, **names: object) -> str:
+        """What `Template.render` does, with the names that never change put together once: they
+        took it a third of its time."""
+        context = self._template.new_context({**self._names, **names}, shared=True)
+        return "".join(self._template.root_render_func(context))
 
     def as_dict(self, message: Message, shape: CallShape | None = None) -> dict[str, Json]:
         """A message as `apply_chat_template` hands it to a template: absent keys are absent.
