@@ -181,7 +181,7 @@ def chat(
 
 def eval_(
     model: str,
-    data: Path,
+    data: str,
     *,
     metric: tuple[str, ...] = ("exact_match",),
     map: Annotated[str, Parameter(name="--map")] = "",

@@ -173,6 +173,12 @@ class RowEncoder:
                 continue
             except TemplateFault as fault:
                 raise FaultAt(str(fault), place) from None
+            except BaseException as error:
+                # What Rust code panics with has no public type, and is no Exception.
+                if type(error).__name__ != "PanicException":
+                    raise
+                account.reject(source, row.origin.line, "the tokenizers library breaks down on it")
+                continue
             _count(account.of(source), encoded)
             account.notes.update(encoded.notes)
             account.stops |= encoded.stops

@@ -11,6 +11,7 @@ code: nothing but the user's own flag or setting names it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import sys
 from collections.abc import Callable, Mapping
@@ -41,7 +42,7 @@ def load_filter(spec: str) -> Callable[[Mapping[str, Json]], bool]:
 
     def keeps(fields: Mapping[str, Json]) -> bool:
         try:
-            answer: object = function(dict(fields))
+            answer: object = function(copy.deepcopy(dict(fields)))
         except (Exception, SystemExit) as error:
             raise RowError(f"the filter raised {_where(error, path)}") from None
         if not isinstance(answer, bool):

@@ -234,6 +234,7 @@ class _Child:
     def _start(self) -> subprocess.Popen[bytes]:
         job = self._job
         self._notes = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
+        self._notes.seek(64)  # the place of a row stands before whatever else the child writes
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "duiti.data.worker"],

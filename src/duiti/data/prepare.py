@@ -54,6 +54,7 @@ PART_ROWS = 16384
 """Rows of a part of the cache: what is lost at most when a preparation is killed."""
 CHUNK_BYTES = 2**20
 SMALL_BYTES = 2**21
+SMALL_ROWS = 4096
 """Data up to this size is prepared before a second process would have started."""
 
 
@@ -277,10 +278,18 @@ def _encode(
 
 
 def _workers(sources: Sequence[Source]) -> int:
-    small = all(
-        source.path is not None and source.path.stat().st_size <= SMALL_BYTES for source in sources
-    )
-    return 1 if small else len(os.sched_getaffinity(0))
+    if all(map(_is_small, sources)):
+        return 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def _is_small(source: Source) -> bool:
+    if source.path is not None:
+        return source.path.stat().st_size <= SMALL_BYTES
+    return isinstance(source.rows, Sequence) and len(source.rows) <= SMALL_ROWS
 
 
 def _chunks(rows: Iterator[NumberedRow]) -> Iterator[list[NumberedRow]]:

@@ -145,6 +145,8 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
         UsageError: there is none, or the tokenizer lacks a token that it needs.
     """
     own = tokenizer.chat_template
+    if isinstance(own, dict):  # several by name: the one that transformers takes unasked
+        own = own.get("default", own)
     if name == "auto":
         name = "model" if own else "human-assistant"
     if name == "model":
