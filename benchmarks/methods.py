@@ -30,7 +30,7 @@ import duiti
 from duiti import tiny
 from duiti.data.batch import collate, micro_batches
 from duiti.data.prepare import PrepareOptions, prepare
-from duiti.data.sources import Source
+from duiti.data.reading.sources import Source
 from duiti.eval.evaluate import score
 from duiti.infer.model import Model, load
 from duiti.model.sft_model import SFTModel

@@ -15,7 +15,7 @@ peak memory counts its children in. The file is the rows of `--data`, repeated.
 | bare | `tokenizers`' `encode_batch_fast` on the rendered texts, its own threads, nothing else |
 
 The bare encoder is what anything that calls the tokenizers library row by row cannot pass. duiti
-passes it where the tokenizer allows the exact fast path (`duiti.data.pretokens`).
+passes it where the tokenizer allows the exact fast path (`duiti.data.tokens.pretokens`).
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def _measured(started: float) -> dict[str, float]:
 
 def _duiti(arguments: argparse.Namespace) -> dict[str, float]:
     from duiti.data.prepare import PrepareOptions, prepare
-    from duiti.data.sources import parse_source
-    from duiti.data.template import load_template
+    from duiti.data.reading.sources import parse_source
+    from duiti.data.templates.template import load_template
 
     template = load_template("chatml", _tokenizer(arguments))
     options = PrepareOptions(date="2026-01-01", workers=arguments.processes, cache=False)

@@ -20,7 +20,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from duiti.data.render import TemplateSpec
+from duiti.data.templates.render import TemplateSpec
 from duiti.types import Json, Message, Origin, Sample, ToolCall
 
 DATE = "2026-03-31"

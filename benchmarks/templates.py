@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from benchmarks.exceptions import EXCEPTIONS
 from benchmarks.stock import AS_TEXT, SUITE, spec_of, stock_names, tokenizer_of, twin_names
 from benchmarks.twins import compare, explain
-from duiti.data.encode import EncodeOptions, Encoder
+from duiti.data.tokens.encode import EncodeOptions, Encoder
 from duiti.errors import RowError
 
 ROOT = Path(__file__).parent.parent

@@ -30,9 +30,9 @@ from benchmarks.stock import (
     tokenizer_of,
     tokens_of,
 )
-from duiti.data.control import AddedToken, Control
-from duiti.data.render import Renderer
-from duiti.data.spans import TurnFinder
+from duiti.data.templates.control import AddedToken, Control
+from duiti.data.templates.render import Renderer
+from duiti.data.templates.spans import TurnFinder
 from duiti.errors import RowError
 from duiti.types import Message, Sample, Turn
 

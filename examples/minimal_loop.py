@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from duiti.config import LoraConfig
 from duiti.data.batch import collate, epoch_updates, micro_batches
-from duiti.data.encode import Encoder
-from duiti.data.formats import to_sample
 from duiti.data.prepare import make_encoder
-from duiti.data.read import read_rows
-from duiti.data.template import Template, load_template
+from duiti.data.reading.read import read_rows
+from duiti.data.rows.formats import to_sample
+from duiti.data.templates.template import Template, load_template
+from duiti.data.tokens.encode import Encoder
 from duiti.infer.generate import generate
 from duiti.infer.model import stop_ids_of
 from duiti.model.adapter import save_adapter

@@ -9,9 +9,9 @@ from typing import Any
 
 from duiti.data.dataset import DataSet, settle_data
 from duiti.data.prepare import Prepared, PrepareOptions, prepare
-from duiti.data.sources import Source, parse_source
-from duiti.data.store import ExampleStore
-from duiti.data.template import Template
+from duiti.data.reading.sources import Source, parse_source
+from duiti.data.storage.store import ExampleStore
+from duiti.data.templates.template import Template
 
 NO_LIMIT = 10**9
 DATE = "2026-01-01"

@@ -35,8 +35,8 @@ from duiti.config import Config, LoraConfig
 from duiti.data.batch import collate
 from duiti.data.dataset import DataSet, Limits, refusal
 from duiti.data.prepare import prompt_service
-from duiti.data.preview import mask_text
-from duiti.data.template import Declared, Template, declare, load_template
+from duiti.data.showing.preview import mask_text
+from duiti.data.templates.template import Declared, Template, declare, load_template
 from duiti.errors import DuitiError, UsageError
 from duiti.model.adapter import load_adapter, save_adapter
 from duiti.model.lora import (

@@ -14,10 +14,10 @@ from xml.sax.saxutils import escape
 
 from transformers import AutoTokenizer
 
-from duiti.data.island import parts
 from duiti.data.prepare import make_encoder
-from duiti.data.template import Template, load_template
-from duiti.data.views import TokenView, token_views
+from duiti.data.showing.island import parts
+from duiti.data.showing.views import TokenView, token_views
+from duiti.data.templates.template import Template, load_template
 from duiti.tiny import model_path
 from duiti.types import Message, Origin, Sample
 

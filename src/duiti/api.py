@@ -13,7 +13,7 @@ from duiti.config import Config, load_config
 from duiti.data.batch import collate
 from duiti.data.dataset import Limits, rows_refusal, short_enough
 from duiti.data.prepare import PrepareOptions, prepare
-from duiti.data.sources import Source, parse_source
+from duiti.data.reading.sources import Source, parse_source
 from duiti.errors import DataError, UsageError, did_you_mean
 from duiti.eval.evaluate import score
 from duiti.eval.metrics import METRICS

@@ -15,12 +15,12 @@ from typing import Any
 from rich.console import Console
 
 from duiti.config import Config
-from duiti.data.duplicates import Duplicates, Leaks
 from duiti.data.ledger import SourceLedger
-from duiti.data.page import LedgerLine, PageData, Pairs, write_page
 from duiti.data.prepare import Report, Say
-from duiti.data.preview import mask_text, print_mask
-from duiti.data.views import show_example
+from duiti.data.repeats.duplicates import Duplicates, Leaks
+from duiti.data.showing.page import LedgerLine, PageData, Pairs, write_page
+from duiti.data.showing.preview import mask_text, print_mask
+from duiti.data.showing.views import show_example
 from duiti.errors import DataError, UsageError
 from duiti.material import Material, check_ids, raise_refusals, read_material
 from duiti.types import Example, Json

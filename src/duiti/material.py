@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from duiti.config import Config
 from duiti.data.dataset import DataSet, Limits, refusal, settle_data
 from duiti.data.prepare import Prepared, PrepareOptions, Report, Say, day, prepare
-from duiti.data.sources import Expanded, Source, expand, parse_source
-from duiti.data.split import parse_share
-from duiti.data.store import ExampleStore
-from duiti.data.template import Template, load_template
+from duiti.data.reading.sources import Expanded, Source, expand, parse_source
+from duiti.data.repeats.split import parse_share
+from duiti.data.storage.store import ExampleStore
+from duiti.data.templates.template import Template, load_template
 from duiti.errors import DataError, UsageError
 from duiti.model.load import ModelSource, load_config, load_tokenizer, longest_text, resolve
 from duiti.types import Json

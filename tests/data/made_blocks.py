@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from duiti.data.block import Block
+from duiti.data.storage.block import Block
 from duiti.types import Example, Origin
 
 COLUMNS = [

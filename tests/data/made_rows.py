@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from duiti.data.store import Block, ExampleStore
+from duiti.data.storage.store import Block, ExampleStore
 
 
 class Row(NamedTuple):

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from duiti.data.chunk import Account, FaultAt, NumberedRow, RowEncoder, SourceCounts
-from duiti.data.encode import Encoder
 from duiti.data.prepare import PrepareOptions, make_job
-from duiti.data.template import load_template
+from duiti.data.templates.template import load_template
+from duiti.data.tokens.encode import Encoder
 from duiti.types import Origin, Rejected, Row
 
 COUNTS = st.builds(SourceCounts, **{name: st.integers(0, 9) for name in SourceCounts.__slots__})

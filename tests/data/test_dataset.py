@@ -24,7 +24,7 @@ from duiti.data.dataset import (
     settle_data,
     short_enough,
 )
-from duiti.data.template import Template, load_template
+from duiti.data.templates.template import Template, load_template
 from duiti.errors import DataError
 
 SECRET = "Zq7xSecretXq9"

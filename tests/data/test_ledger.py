@@ -14,12 +14,12 @@ from made import prepared, write_rows
 from transformers import PreTrainedTokenizerFast
 
 from duiti.data.dataset import settle_data
-from duiti.data.filter import load_filter
 from duiti.data.ledger import Ledger, SourceLedger, State, make_ledger
 from duiti.data.prepare import Prepared
-from duiti.data.read import read_rows
-from duiti.data.sources import parse_source
-from duiti.data.template import Template, load_template
+from duiti.data.reading.filter import load_filter
+from duiti.data.reading.read import read_rows
+from duiti.data.reading.sources import parse_source
+from duiti.data.templates.template import Template, load_template
 from duiti.errors import DuitiError
 from duiti.types import Rejected, Row
 

@@ -22,7 +22,6 @@ from made_blocks import same_example
 from transformers import PreTrainedTokenizerFast
 
 from duiti.data import prepare as module
-from duiti.data.formats import to_sample
 from duiti.data.prepare import (
     Prepared,
     PrepareOptions,
@@ -31,8 +30,9 @@ from duiti.data.prepare import (
     prepare,
     prompt_service,
 )
-from duiti.data.sources import Source, parse_source
-from duiti.data.template import Template, load_template
+from duiti.data.reading.sources import Source, parse_source
+from duiti.data.rows.formats import to_sample
+from duiti.data.templates.template import Template, load_template
 from duiti.errors import DataError, UsageError
 from duiti.types import Message, Origin, Row
 
@@ -424,9 +424,9 @@ def test_data_that_changes_while_it_is_read_is_refused_and_leaves_nothing_wrong(
 KILLED = """
 import os, signal, sys
 from duiti.data import prepare as module
-from duiti.data.cache_entry import Entry
-from duiti.data.sources import parse_source
-from duiti.data.template import load_template
+from duiti.data.storage.cache_entry import Entry
+from duiti.data.reading.sources import parse_source
+from duiti.data.templates.template import load_template
 from duiti.model.load import load_tokenizer, resolve
 
 file, model, parts, name = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]

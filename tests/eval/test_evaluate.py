@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from duiti import api
-from duiti.data.template import load_template
+from duiti.data.templates.template import load_template
 from duiti.eval.evaluate import held_out_loss, questions, score
 from duiti.eval.metrics import METRICS, exact_match
 from duiti.infer.model import Model, load

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from duiti.config import Config
 from duiti.data.prepare import prompt_service
-from duiti.data.template import Declared, declare, load_template
+from duiti.data.templates.template import Declared, declare, load_template
 from duiti.errors import DuitiError
 from duiti.infer.chat import Chat, chat_loop
 from duiti.infer.generate import Sampling

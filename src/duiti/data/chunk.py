@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from duiti.data.block import Block
-from duiti.data.encode import Encoded, Encoder
-from duiti.data.formats import row_digests, to_sample, unread_fields
-from duiti.data.render import TemplateFault
+from duiti.data.rows.formats import row_digests, to_sample, unread_fields
+from duiti.data.storage.block import Block
+from duiti.data.templates.render import TemplateFault
+from duiti.data.tokens.encode import Encoded, Encoder
 from duiti.errors import RowError, shown_name
 from duiti.types import Json, Rejected, Row, Sample
 

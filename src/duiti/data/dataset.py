@@ -16,12 +16,12 @@ from typing import Literal
 
 import numpy as np
 
-from duiti.data.duplicates import Duplicates, Leaks, find_duplicates, find_leaks
-from duiti.data.json_rows import REST_UNREAD
 from duiti.data.ledger import Ledger, State, States, make_ledger
 from duiti.data.prepare import Prepared
-from duiti.data.split import split
-from duiti.data.store import ExampleStore
+from duiti.data.reading.json_rows import REST_UNREAD
+from duiti.data.repeats.duplicates import Duplicates, Leaks, find_duplicates, find_leaks
+from duiti.data.repeats.split import split
+from duiti.data.storage.store import ExampleStore
 from duiti.errors import DataError
 
 SHOWN = 20

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from duiti.data.chunk import Account, SourceCounts
-from duiti.data.store import ExampleStore
+from duiti.data.storage.store import ExampleStore
 from duiti.errors import DuitiError
 from duiti.types import Origin, Rejected
 

@@ -28,9 +28,9 @@ from typing import IO, Any
 from tokenizers import Tokenizer
 
 from duiti.data.chunk import Account, Chunk, FaultAt, NumberedRow, RowEncoder
-from duiti.data.encode import EncodeOptions, Encoder
 from duiti.data.frames import read_frame, write_frame
-from duiti.data.render import TemplateFault, TemplateSpec
+from duiti.data.templates.render import TemplateFault, TemplateSpec
+from duiti.data.tokens.encode import EncodeOptions, Encoder
 from duiti.data.worker import unpack
 from duiti.errors import DuitiError, RowError, UsageError
 from duiti.types import Json, Message, Origin, Row

@@ -4,9 +4,9 @@
     found.store; found.account; found.names
 
 Preparing never raises because of a row: all rows are looked at, so that all problems can be shown
-at once. What was made is kept under a name of everything it was made from (`duiti.data.cache`):
-the next run with the same rows, tokenizer, template and settings reads it back, and one that was
-killed halfway goes on from there.
+at once. What was made is kept under a name of everything it was made from
+(`duiti.data.storage.cache`): the next run with the same rows, tokenizer, template and settings
+reads it back, and one that was killed halfway goes on from there.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from duiti.data.block import concat
-from duiti.data.cache import (
+from duiti.data.chunk import Account, Chunk, NumberedRow
+from duiti.data.pool import CHUNK_ROWS, Job, Pool, PromptService, encode_here
+from duiti.data.reading.files import check_file, kind_by_name
+from duiti.data.reading.filter import filter_digest, load_filter
+from duiti.data.reading.read import read_rows
+from duiti.data.reading.sources import Source
+from duiti.data.storage.block import concat
+from duiti.data.storage.cache import (
     Entry,
     Part,
     cache_folder,
     open_entry,
     temporary_entry,
 )
-from duiti.data.chunk import Account, Chunk, NumberedRow
-from duiti.data.control import Mode
-from duiti.data.encode import EncodeOptions, Encoder
-from duiti.data.files import check_file, kind_by_name
-from duiti.data.filter import filter_digest, load_filter
-from duiti.data.fingerprint import code_digest, file_digest, key
-from duiti.data.pool import CHUNK_ROWS, Job, Pool, PromptService, encode_here
-from duiti.data.read import read_rows
-from duiti.data.sources import Source
-from duiti.data.spans import TrainOn
-from duiti.data.store import ExampleStore
-from duiti.data.template import Template
+from duiti.data.storage.fingerprint import code_digest, file_digest, key
+from duiti.data.storage.store import ExampleStore
+from duiti.data.templates.control import Mode
+from duiti.data.templates.spans import TrainOn
+from duiti.data.templates.template import Template
+from duiti.data.tokens.encode import EncodeOptions, Encoder
 from duiti.errors import DataError, RowError, UsageError
 from duiti.types import Json, Rejected, Row
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from duiti.data.block import Block
 from duiti.data.chunk import Chunk, FaultAt, NumberedRow, RowEncoder
-from duiti.data.encode import EncodeOptions, Encoder
 from duiti.data.frames import read_frame, write_frame
-from duiti.data.render import TemplateFault, TemplateSpec, limit_time
+from duiti.data.storage.block import Block
+from duiti.data.templates.render import TemplateFault, TemplateSpec, limit_time
+from duiti.data.tokens.encode import EncodeOptions, Encoder
 from duiti.errors import RowError
 from duiti.types import Message, Origin, Row, ToolCall
 

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from duiti.config import parse_yaml
 from duiti.data.prepare import day, prompt_service
-from duiti.data.template import Declared, Template, declare, load_template
+from duiti.data.templates.template import Declared, Template, declare, load_template
 from duiti.errors import UsageError
 from duiti.infer.generate import GREEDY, Answer, Sampling, generate, stream
 from duiti.model.adapter import CONFIG_FILE, load_adapter, read_adapter_config

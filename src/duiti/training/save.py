@@ -16,7 +16,7 @@ import yaml
 from transformers import GenerationConfig, PreTrainedModel
 
 from duiti.config import Config
-from duiti.data.template import Template
+from duiti.data.templates.template import Template
 from duiti.model.adapter import save_adapter
 from duiti.model.load import ModelSource
 from duiti.run import TEMPLATE_FILE

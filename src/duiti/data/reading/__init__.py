@@ -1,0 +1,1 @@
+"""Files to rows: sources, formats of files, compression, strict JSON, the user's filter."""

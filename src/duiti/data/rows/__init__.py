@@ -1,0 +1,1 @@
+"""Rows to samples: what the fields of a row mean."""

@@ -1,0 +1,1 @@
+"""Examples as a person sees them: in the terminal, and as a page."""
