@@ -29,7 +29,8 @@ import transformers
 import duiti
 from duiti import tiny
 from duiti.data.batch import collate, micro_batches
-from duiti.data.prepare import PrepareOptions, prepare
+from duiti.data.jobs import PrepareOptions
+from duiti.data.prepare import prepare
 from duiti.data.reading.sources import Source
 from duiti.eval.evaluate import score
 from duiti.infer.model import Model, load

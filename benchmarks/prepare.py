@@ -151,7 +151,8 @@ def _measured(started: float) -> dict[str, float]:
 
 
 def _duiti(arguments: argparse.Namespace) -> dict[str, float]:
-    from duiti.data.prepare import PrepareOptions, prepare
+    from duiti.data.jobs import PrepareOptions
+    from duiti.data.prepare import prepare
     from duiti.data.reading.sources import parse_source
     from duiti.data.templates.template import load_template
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from duiti.config import LoraConfig
 from duiti.data.batch import collate, epoch_updates, micro_batches
-from duiti.data.prepare import make_encoder
+from duiti.data.jobs import make_encoder
 from duiti.data.reading.read import read_rows
 from duiti.data.rows.formats import to_sample
 from duiti.data.templates.template import Template, load_template

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from duiti.data.dataset import DataSet, settle_data
-from duiti.data.prepare import Prepared, PrepareOptions, prepare
+from duiti.data.jobs import PrepareOptions
+from duiti.data.prepare import Prepared, prepare
 from duiti.data.reading.sources import Source, parse_source
 from duiti.data.storage.store import ExampleStore
 from duiti.data.templates.template import Template

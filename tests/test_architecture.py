@@ -27,7 +27,7 @@ LAYERS = [
 ]
 # Likewise inside `data`, whose packages on one line do not know of each other.
 DATA_LAYERS = [
-    {"dataset", "ledger", "prepare", "pool", "worker", "chunk", "frames", "batch"},
+    {"dataset", "ledger", "prepare", "pool", "worker", "chunk", "frames", "batch", "jobs", "meter"},
     {"showing", "repeats", "tokens"},
     {"templates", "storage", "rows"},
     {"reading"},

@@ -34,7 +34,7 @@ from duiti.cli import main
 from duiti.config import Config, LoraConfig
 from duiti.data.batch import collate
 from duiti.data.dataset import DataSet, Limits, refusal
-from duiti.data.prepare import prompt_service
+from duiti.data.jobs import prompt_service
 from duiti.data.showing.preview import mask_text
 from duiti.data.templates.template import Declared, Template, declare, load_template
 from duiti.errors import DuitiError, UsageError

@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 from transformers import AutoTokenizer
 
-from duiti.data.prepare import make_encoder
+from duiti.data.jobs import make_encoder
 from duiti.data.showing.island import parts
 from duiti.data.showing.views import TokenView, token_views
 from duiti.data.templates.template import Template, load_template

@@ -12,7 +12,8 @@ from duiti.checking import Check, run_check
 from duiti.config import Config, load_config
 from duiti.data.batch import collate
 from duiti.data.dataset import Limits, rows_refusal, short_enough
-from duiti.data.prepare import PrepareOptions, prepare
+from duiti.data.jobs import PrepareOptions
+from duiti.data.prepare import prepare
 from duiti.data.reading.sources import Source, parse_source
 from duiti.errors import DataError, UsageError, did_you_mean
 from duiti.eval.evaluate import score
@@ -82,7 +83,9 @@ def evaluate(
         else load(run, device=device, template=template, trust_remote_code=trust_remote_code)
     )
     length = longest_text(model.hf.config, model.tokenizer)
-    options = PrepareOptions(date=model.date, mapping=map or {})
+    options = PrepareOptions(
+        date=model.date, mapping=map or {}, special_tokens=model.special_tokens
+    )
     prepared = prepare([_source(data)], model.template, options)
     examples, ledger = short_enough(prepared, length)
     limits = Limits(max_length=length, positions=length)

@@ -7,7 +7,8 @@ report.as_dict(); report.refusal; report.mask(0); report.write_page(Path("check.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from rich.console import Console
 
 from duiti.config import Config
 from duiti.data.ledger import SourceLedger
-from duiti.data.prepare import Report, Say
+from duiti.data.meter import Report
+from duiti.data.prepare import Say
 from duiti.data.repeats.duplicates import Duplicates, Leaks
 from duiti.data.showing.page import LedgerLine, PageData, Pairs, write_page
 from duiti.data.showing.preview import mask_text, print_mask
@@ -71,11 +73,7 @@ class Check:
     def dump(self, path: Path) -> None:
         """A line per example: `{"origin", "input_ids", "labels"}`, and `weights` where a row gives
         any."""
-        try:
-            file = path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-        with file:
+        with _writing(path), path.open("w", encoding="utf-8") as file:
             for example in self.examples:
                 line = {
                     "origin": str(example.origin),
@@ -92,10 +90,8 @@ class Check:
         Raises:
             UsageError: it cannot be written.
         """
-        try:
+        with _writing(path):
             write_page(path, _page(self))
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def run_check(
@@ -118,6 +114,14 @@ def run_check(
     except DataError as error:
         return Check(material, error)
     return Check(material, None)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _page(check: Check) -> PageData:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from duiti.config import Config
 from duiti.data.dataset import DataSet, Limits, refusal, settle_data
-from duiti.data.prepare import Prepared, PrepareOptions, Report, Say, day, prepare
+from duiti.data.jobs import PrepareOptions, day
+from duiti.data.meter import Report
+from duiti.data.prepare import Prepared, Say, prepare
 from duiti.data.reading.sources import Expanded, Source, expand, parse_source
 from duiti.data.repeats.split import parse_share
 from duiti.data.storage.store import ExampleStore

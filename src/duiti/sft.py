@@ -71,7 +71,8 @@ def finetune(
 
     stops = frozenset(material.prepared[0].account.stops)
     stop_ids = stop_ids_of(model, material.template) | stops
-    tuned = Model(model, material.template, stop_ids=stop_ids, name=folder.name, date=config.date)
+    tuned = Model(model, material.template, stop_ids=stop_ids, name=folder.name, date=config.date,
+                  special_tokens=config.special_tokens)  # fmt: skip
     samples = before_samples(tuned, material.val, compute_dtype)
     outcome = Outcome(val_before=held_out_loss(sft, material.val) if material.val else None)
     with RunLog(folder, talk, total_steps=plan.total_steps) as log:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from duiti.data.chunk import Account, FaultAt, NumberedRow, RowEncoder, SourceCounts
-from duiti.data.prepare import PrepareOptions, make_job
+from duiti.data.jobs import PrepareOptions, make_job
 from duiti.data.templates.template import load_template
 from duiti.data.tokens.encode import Encoder
 from duiti.types import Origin, Rejected, Row

@@ -112,6 +112,17 @@ def test_more_than_the_allowed_share_of_the_answer_tokens_lost_stops_the_run(
     assert refusal(over, replace(limits, max_lost=0.02), on_bad_row="refuse") is None
 
 
+def test_the_share_that_is_lost_does_not_depend_on_validation(template: Template) -> None:
+    long = {"prompt": "q", "response": " ".join(["word"] * 60)}
+    rows = [{"prompt": f"q{n}", "response": f"a {n}"} for n in range(40)] + [long]
+    found = prepared(template, rows)
+    length = int(np.sort(found.store.lengths)[-2])
+    plain = settle_data(found, max_length=length).ledger.total
+    half = settle_data(found, 0.5, max_length=length).ledger.total
+    assert half.val > 0
+    assert (plain.answers, plain.answers_cut) == (half.answers, half.answers_cut)
+
+
 def test_over_length_error_lets_rows_pass_that_fit(template: Template) -> None:
     data = settled(template, pairs("a", "b"), max_length=40)
     limits = Limits(max_length=40, positions=512, over_length="error")

@@ -16,8 +16,8 @@ from made_blocks import same_block
 from transformers import PreTrainedTokenizerFast
 
 from duiti.data.chunk import NumberedRow
+from duiti.data.jobs import PrepareOptions, make_job, prompt_service
 from duiti.data.pool import Job, Pool, PromptService, encode_here
-from duiti.data.prepare import PrepareOptions, make_job, prompt_service
 from duiti.data.templates.template import Template, load_template
 from duiti.data.worker import message_from_dict, pack, unpack
 from duiti.errors import DuitiError, RowError, UsageError

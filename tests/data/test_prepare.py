@@ -22,17 +22,13 @@ from made_blocks import same_example
 from transformers import PreTrainedTokenizerFast
 
 from duiti.data import prepare as module
-from duiti.data.prepare import (
-    Prepared,
-    PrepareOptions,
-    Progress,
-    make_encoder,
-    prepare,
-    prompt_service,
-)
+from duiti.data.jobs import PrepareOptions, day, make_encoder, prompt_service, tokenizer_json
+from duiti.data.meter import Progress
+from duiti.data.prepare import Prepared, prepare
 from duiti.data.reading.sources import Source, parse_source
 from duiti.data.rows.formats import to_sample
 from duiti.data.templates.template import Template, load_template
+from duiti.data.tokens.pretokens import FastEncoder
 from duiti.errors import DataError, UsageError
 from duiti.types import Message, Origin, Row
 
@@ -535,15 +531,66 @@ def test_a_tokenizer_without_a_rust_core_is_refused(template: Template) -> None:
         """What is left of a tokenizer that is written in Python."""
 
     with pytest.raises(UsageError, match="written in Python only"):
-        module.tokenizer_json(Slow())  # type: ignore[arg-type]
+        tokenizer_json(Slow())  # type: ignore[arg-type]
 
 
 def test_a_date_is_a_day() -> None:
-    assert module.day("2026-03-31") == "2026-03-31"
-    assert module.day("auto").count("-") == 2
+    assert day("2026-03-31") == "2026-03-31"
+    assert day("auto").count("-") == 2
 
 
 def test_a_source_without_rows_is_an_empty_store(template: Template) -> None:
     found = prepared(template, Source(name="<rows>", rows=[]))
     assert len(found.store) == 0
     assert found.account.num_rows == 0
+
+
+def test_two_filters_of_one_file_are_two_entries(template: Template, tmp_path: Path) -> None:
+    file = write_rows(
+        tmp_path / "a.jsonl", [{"prompt": f"q{n}", "response": "a"} for n in range(6)]
+    )
+    code = "def all_(row):\n    return True\ndef none(row):\n    return False\n"
+    (tmp_path / "keep.py").write_text(code, encoding="utf-8")
+    kept = [
+        len(prepared(template, file, filter=f"{tmp_path / 'keep.py'}:{name}").store)
+        for name in ("all_", "none", "all_")
+    ]
+    assert kept == [6, 0, 6]
+
+
+def test_a_filter_cannot_change_what_is_trained(template: Template, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    code = "def f(row):\n    row['messages'][-1]['content'] = 'other'\n    return True\n"
+    (tmp_path / "keep.py").write_text(code, encoding="utf-8")
+    (filtered,) = prepared(template, file, filter=f"{tmp_path / 'keep.py'}:f").store
+    (plain,) = prepared(template, file).store
+    assert filtered.input_ids.tolist() == plain.input_ids.tolist()
+
+
+def test_a_generator_may_use_its_one_dict_again(template: Template) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        row = {"prompt": "", "response": "a"}
+        for word in ("one", "two", "three"):
+            row["prompt"] = word
+            yield row
+
+    apart = prepared(template, [{"prompt": w, "response": "a"} for w in ("one", "two", "three")])
+    again = prepared(template, rows())
+    assert [e.input_ids.tolist() for e in again.store] == [
+        e.input_ids.tolist() for e in apart.store
+    ]
+
+
+def test_what_the_fast_path_is_caught_at_is_made_again_without_it(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"What is {n}?", "response": f"It is {n}."} for n in range(20)]
+    right = [example.input_ids.tolist() for example in prepared(template, rows).store]
+    told: list[str] = []
+    monkeypatch.setattr(FastEncoder, "_ids", lambda self, text: b"\0\0\0\0")
+    source = Source(name="<rows>", rows=rows)
+    options = PrepareOptions(date=DATE, workers=1)
+    found = module.prepare([source], template, options, say=told.append)
+    assert [example.input_ids.tolist() for example in found.store] == right
+    assert any("fast path" in line for line in told)

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from duiti.config import Config
-from duiti.data.prepare import prompt_service
+from duiti.data.jobs import prompt_service
 from duiti.data.templates.template import Declared, declare, load_template
 from duiti.errors import DuitiError
 from duiti.infer.chat import Chat, chat_loop

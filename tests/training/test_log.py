@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from duiti.data.prepare import Progress
+from duiti.data.meter import Progress
 from duiti.training.log import Preparing, Talk, clock, preparing, progress_line
 
 

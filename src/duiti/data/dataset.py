@@ -1,8 +1,8 @@
 """Prepared rows to what is trained and what is measured on: lengths, validation, duplicates, leaks.
 
-    data = settle_data(prepared, max_length=2048, over_length="drop", val=…)
+    data = settle_data(prepared, val, max_length=2048)
     data.train, data.val, data.ledger, data.warnings
-    if error := refusal(data, …): raise error
+    if error := refusal(data, limits, on_bad_row="refuse"): raise error
 
 Nothing is read or encoded here; every example gets one `State`, and the ledger counts them.
 """
@@ -161,8 +161,7 @@ def rows_refusal(
         return DataError(
             "\n".join(lines), fix="mend the file there; what follows could not be read"
         )
-    answers = total.answers_cut + total.supervised
-    lost = total.answers_cut / max(answers, 1)
+    lost = total.answers_cut / max(total.answers, 1)
     if not (total.dropped or total.cut):
         return None
     if limits.over_length != "error" and lost <= limits.max_lost:

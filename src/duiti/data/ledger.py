@@ -1,7 +1,7 @@
 """Where every row and token went, source by source.
 
-    ledger = make_ledger(store, states, account, files)
-    ledger.rows, ledger.supervised, ledger.sources, ledger.as_dict()
+    ledger = make_ledger(store, states, account, names)
+    ledger.total.rows, ledger.total.supervised, ledger.sources, ledger.as_dict()
 
 The law, held by `check` whenever a ledger is made:
 
@@ -61,7 +61,7 @@ class SourceLedger:
     leaked: int = 0
     """Rows left out because they stand in the validation data."""
     cut: int = 0
-    """Of the kept rows, those that were truncated."""
+    """Rows that were truncated, and not wholly."""
     examples: int = 0
     """Texts made of the kept rows: more than rows where conversations were unrolled."""
     total: int = 0
@@ -77,6 +77,8 @@ class SourceLedger:
     leaked_tokens: int = 0
     answers_cut: int = 0
     """Answer tokens among those cut and dropped."""
+    answers: int = 0
+    """Answer tokens of all rows that could be read."""
 
     def check(self) -> None:
         """Hold the law.
@@ -188,6 +190,7 @@ def _source(name: str, counts: SourceCounts, stored: npt.NDArray[np.int64]) -> S
         val_tokens=val[2] + val[3],
         leaked_tokens=leaked[2] + leaked[3],
         answers_cut=dropped[2] + counts.cut_answer,
+        answers=kept[2] + dropped[2] + val[2] + leaked[2] + counts.cut_answer,
     )
 
 

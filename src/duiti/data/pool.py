@@ -27,8 +27,9 @@ from typing import IO, Any
 
 from tokenizers import Tokenizer
 
-from duiti.data.chunk import Account, Chunk, FaultAt, NumberedRow, RowEncoder
+from duiti.data.chunk import Account, Chunk, FastPathFault, FaultAt, NumberedRow, RowEncoder
 from duiti.data.frames import read_frame, write_frame
+from duiti.data.storage.block import check_block
 from duiti.data.templates.render import TemplateFault, TemplateSpec
 from duiti.data.tokens.encode import EncodeOptions, Encoder
 from duiti.data.worker import unpack
@@ -132,8 +133,8 @@ class PromptService:
 
     def answer_prefix(self) -> str:
         """What the template writes between the cue and an answer's own text (often a space)."""
-        probe = "\u7b54"  # any text that no template contains
-        question = Message(role="user", content="?")
+        probe = "zqxtext"  # a text that no template contains
+        question = Message(role="user", content="zqxwhat")
         try:
             prompt = self.prompt([question])
             finished = self.transcript([question, Message(role="assistant", content=probe)])
@@ -197,12 +198,16 @@ class _Child:
         found = [(item.source, item.row) for item in good if isinstance(item.row, Row)]
         request = [[source, row.origin.line, dict(row.fields)] for source, row in found]
         answer, payload = self.ask({"rows": request}, rows=[row.origin for _, row in found])
-        own = Account.from_dict(answer["account"])
+        try:
+            own, block = Account.from_dict(answer["account"]), unpack(answer, payload)
+            check_block(block)
+        except (KeyError, TypeError, ValueError):
+            raise self._died([row.origin for _, row in found]) from None
         for counts in own.sources.values():
             counts.rows = 0  # counted above
         account.add(own)
         account.rejected.sort(key=lambda rejected: rejected[:2])
-        return Chunk(unpack(answer, payload), account)
+        return Chunk(block, account)
 
     def ask(
         self, request: dict[str, Any], *, rows: Sequence[Origin]
@@ -221,6 +226,8 @@ class _Child:
             raise _refused(
                 self._job.spec, answer["fault"], rows[place] if place is not None else None
             )
+        if "fast_path" in answer:
+            raise FastPathFault
         if "error" in answer:
             raise RowError(answer["error"])
         return answer, payload
@@ -266,9 +273,13 @@ class _Child:
     def _died(self, rows: Sequence[Origin]) -> DuitiError:
         assert self._process is not None
         assert self._notes is not None
+        with suppress(subprocess.TimeoutExpired):  # it is dying, or has said something wrong
+            self._process.wait(timeout=5)
+        self._process.kill()
         code = self._process.wait()
         self._notes.seek(0)
         noted = self._notes.read(12).strip()
+        # "-1" stands there between requests.
         origin = rows[int(noted)] if noted.isdigit() and int(noted) < len(rows) else None
         self.close()
         if code == -signal.SIGPROF:
@@ -278,18 +289,18 @@ class _Child:
         return DuitiError(
             f"the process that prepares rows died{where} ({how})",
             why="it may have run out of memory" if code == -signal.SIGKILL else "",
-            fix="what was prepared so far is kept: the same command goes on from there",
+            fix="the same command goes on from there; look at that row if it dies again",
         )
 
 
 def _end(process: subprocess.Popen[bytes], notes: IO[bytes]) -> None:
-    """End a child, whatever it is doing."""
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(OSError):  # it is gone already, which is what closing wants
-                pipe.close()
+    """End a child, whatever it is doing: killed first, as closing a pipe waits for its reader."""
     process.kill()
     process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # what was not sent yet has nowhere to go
+                pipe.close()
     notes.close()
 
 

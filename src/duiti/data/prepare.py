@@ -11,21 +11,20 @@ reads it back, and one that was killed halfway goes on from there.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
-from duiti.data.chunk import Account, Chunk, NumberedRow
-from duiti.data.pool import CHUNK_ROWS, Job, Pool, PromptService, encode_here
+from duiti.data.chunk import Account, Chunk, FastPathFault, NumberedRow
+from duiti.data.jobs import PrepareOptions, make_job
+from duiti.data.meter import Meter, Report, row_bytes, total_bytes
+from duiti.data.pool import CHUNK_ROWS, Job, Pool, encode_here
 from duiti.data.reading.files import check_file, kind_by_name
 from duiti.data.reading.filter import filter_digest, load_filter
 from duiti.data.reading.read import read_rows
@@ -40,38 +39,20 @@ from duiti.data.storage.cache import (
 )
 from duiti.data.storage.fingerprint import code_digest, file_digest, key
 from duiti.data.storage.store import ExampleStore
-from duiti.data.templates.control import Mode
-from duiti.data.templates.spans import TrainOn
 from duiti.data.templates.template import Template
-from duiti.data.tokens.encode import EncodeOptions, Encoder
-from duiti.errors import DataError, RowError, UsageError
-from duiti.types import Json, Rejected, Row
+from duiti.errors import DataError, RowError
+from duiti.types import Json, Rejected
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 PART_ROWS = 16384
 """Rows of a part of the cache: what is lost at most when a preparation is killed."""
+PART_TOKENS = 2**23
 CHUNK_BYTES = 2**20
 SMALL_BYTES = 2**21
 SMALL_ROWS = 4096
 """Data up to this size is prepared before a second process would have started."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareOptions:
-    """What a user may choose about preparing data."""
-
-    date: str
-    mapping: Mapping[str, str] = field(default_factory=dict)
-    filter: str | None = None
-    train_on: TrainOn = "assistant"
-    special_tokens: Mode = "reject"
-    truncate_to: int | None = None
-    seed: int = 0
-    workers: int | None = None
-    """None: one per CPU core, and one for little data."""
-    cache: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +75,8 @@ class Prepared:
     is_from_cache: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far preparing has come."""
-
-    rows: int
-    read_bytes: int
-    total_bytes: int | None
-    """None: not known before the end (rows from Python, compressed files)."""
-
-
 Say = Callable[[str], None]
 Keep = Callable[[Mapping[str, Json]], bool]
-Report = Callable[[Progress], None]
 
 
 def prepare(
@@ -127,94 +97,65 @@ def prepare(
         UsageError: a file cannot be read at all, or the template must not be used.
         DataError: a file ends in the middle of something, or changed while it was read.
     """
-    names = tuple(str(source) for source in sources)
-    keep = load_filter(options.filter) if options.filter is not None else None
+    if options.filter is not None:
+        load_filter(options.filter)  # a fault in it shows before anything else is done
     job = make_job(template, options)
     paths = {source.path: source.name for source in sources if source.path is not None}
     for path, name in paths.items():
         check_file(path, name)
     stamps = {path: _stamp(path) for path in paths}  # before they are hashed, let alone read
     files = {path: FileFacts(name=name, sha256=file_digest(path)) for path, name in paths.items()}
-    with _entry(sources, files, job, options, say) as entry:
-        account = Account()
-        parts = list(entry.parts())
-        for part in parts:
-            account.add(Account.from_dict(part.account))
-        was_complete = entry.is_complete
-        if not was_complete:
-            if parts:
-                say(f"goes on behind {account.num_rows:,} rows that are prepared already")
-            rows = islice(_rows(sources, keep, options.seed), account.num_rows, None)
-            meter = _Meter(report, _total_bytes(sources), account.num_rows)
-            for part in _parts(_encode(job, rows, meter, sources, options.workers)):
-                _raise_changes(stamps)  # or what is kept would not be what its name says
-                entry.append(part)
+    work = _Work(tuple(sources), files, stamps, options, say, report)
+    try:
+        return work.done(job)
+    except FastPathFault:
+        say("the fast path for tokens differs from the tokenizers library: all is prepared again"
+            " without it (please report this)")  # fmt: skip
+        return work.done(replace(job, options=replace(job.options, is_fast=False)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What `prepare` was asked, looked at and found to be there."""
+
+    sources: tuple[Source, ...]
+    files: Mapping[Path, FileFacts]
+    stamps: Mapping[Path, tuple[int, int] | None]
+    options: PrepareOptions
+    say: Say
+    report: Report
+
+    def done(self, job: Job) -> Prepared:
+        """Read from the cache what is there, and make the rest."""
+        with _entry(self.sources, self.files, job, self.options, self.say) as entry:
+            account = Account()
+            for part in entry.parts():
                 account.add(Account.from_dict(part.account))
-            _raise_changes(stamps)
-            entry.finish({"rows": account.num_rows})
-        store = ExampleStore([part.block for part in entry.parts()], [s.name for s in sources])
-    return Prepared(
-        store=store,
-        account=account,
-        names=names,
-        files=tuple(files.values()),
-        is_from_cache=was_complete,
-    )
-
-
-def make_job(template: Template, options: PrepareOptions) -> Job:
-    """What a process has to know before the first row."""
-    tokenizer = template.tokenizer
-    return Job(
-        spec=template.spec(options.date),
-        tokenizer_json=tokenizer_json(tokenizer),
-        options=EncodeOptions(
-            train_on=options.train_on,
-            special_tokens=options.special_tokens,
-            truncate_to=options.truncate_to,
-            bos_token=tokenizer.bos_token,
-            eos_token=tokenizer.eos_token,
-        ),
-        mapping=dict(options.mapping),
-        markers=template.markers,
-    )
-
-
-def prompt_service(
-    template: Template, *, date: str = "auto", special_tokens: Mode = "escape"
-) -> PromptService:
-    """Prompts of this template as serving sends them."""
-    options = PrepareOptions(date=day(date), special_tokens=special_tokens)
-    return PromptService(make_job(template, options))
-
-
-def make_encoder(template: Template, *, date: str = "auto") -> Encoder:
-    """An encoder in this process, for a loop of your own. A template that comes with a model is a
-    program: `prepare` and `prompt_service` run it in a child that is bounded, this does not."""
-    job = make_job(template, PrepareOptions(date=day(date)))
-    return Encoder(job.spec, Tokenizer.from_str(job.tokenizer_json), job.options)
-
-
-def day(date: str) -> str:
-    """The date that a template gets: the one given, or for `auto` today's."""
-    return datetime.date.today().isoformat() if date == "auto" else date
-
-
-def tokenizer_json(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's Rust core as JSON.
-
-    Raises:
-        UsageError: it has none.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UsageError(
-            f"the tokenizer ({type(tokenizer).__name__}) is written in Python only",
-            why="data is encoded by the tokenizers library, from a tokenizer.json",
-            fix="save the model with a fast tokenizer",
+            was_complete = entry.is_complete
+            if not was_complete:
+                self._make(entry, account, job)
+            blocks = [part.block for part in entry.parts()]
+        return Prepared(
+            store=ExampleStore(blocks, [source.name for source in self.sources]),
+            account=account,
+            names=tuple(str(source) for source in self.sources),
+            files=tuple(self.files.values()),
+            is_from_cache=was_complete,
         )
-    text: str = backend.to_str()
-    return text
+
+    def _make(self, entry: Entry, account: Account, job: Job) -> None:
+        """Prepare what the entry lacks, and close it."""
+        if account.num_rows:
+            self.say(f"goes on behind {account.num_rows:,} rows that are prepared already")
+        keep = load_filter(self.options.filter) if self.options.filter is not None else None
+        rows = islice(_rows(self.sources, keep, self.options.seed), account.num_rows, None)
+        meter = Meter(self.report, total_bytes(self.sources), account.num_rows)
+        for part in _parts(_encode(job, rows, meter, self.sources, self.options.workers)):
+            _raise_changes(self.stamps)  # or what is kept would not be what its name says
+            entry.append(part)
+            account.add(Account.from_dict(part.account))
+        _raise_changes(self.stamps)
+        entry.finish({"rows": account.num_rows})
 
 
 def _entry(
@@ -264,7 +205,7 @@ def _rows(sources: Sequence[Source], keep: Keep | None, seed: int) -> Iterator[N
 def _encode(
     job: Job,
     rows: Iterator[NumberedRow],
-    meter: _Meter,
+    meter: Meter,
     sources: Sequence[Source],
     workers: int | None,
 ) -> Iterator[Chunk]:
@@ -297,7 +238,7 @@ def _chunks(rows: Iterator[NumberedRow]) -> Iterator[list[NumberedRow]]:
     size = 0
     for row in rows:
         chunk.append(row)
-        size += _size(row)
+        size += row_bytes(row)
         if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -305,22 +246,16 @@ def _chunks(rows: Iterator[NumberedRow]) -> Iterator[list[NumberedRow]]:
         yield chunk
 
 
-def _size(numbered: NumberedRow) -> int:
-    """About how many characters a row has; long texts make a chunk of their own."""
-    if not isinstance(numbered.row, Row):
-        return 0
-    return sum(len(v) if isinstance(v, str) else 256 for v in numbered.row.fields.values())
-
-
 def _parts(chunks: Iterator[Chunk]) -> Iterator[Part]:
     """Chunks, gathered to parts of the cache."""
-    blocks, account = [], Account()
+    blocks, account, num_tokens = [], Account(), 0
     for chunk in chunks:
         blocks.append(chunk.block)
         account.add(chunk.account)
-        if account.num_rows >= PART_ROWS:
+        num_tokens += len(chunk.block.input_ids)
+        if account.num_rows >= PART_ROWS or num_tokens >= PART_TOKENS:
             yield Part(block=concat(blocks), account=account.as_dict())
-            blocks, account = [], Account()
+            blocks, account, num_tokens = [], Account(), 0
     if blocks:
         yield Part(block=concat(blocks), account=account.as_dict())
 
@@ -337,35 +272,3 @@ def _raise_changes(stamps: Mapping[Path, tuple[int, int] | None]) -> None:
     changed = [str(path) for path, stamp in stamps.items() if _stamp(path) != stamp]
     if changed:
         raise DataError(f"{', '.join(changed)} changed while it was read", fix="run it again")
-
-
-def _total_bytes(sources: Sequence[Source]) -> int | None:
-    """What there is to read; None where rows and bytes of a file have little to do with another."""
-    total = 0
-    for source in sources:
-        is_whole = source.share is None and source.count is None
-        if source.path is None or not is_whole or source.path.suffix not in (".jsonl", ".json"):
-            return None
-        total += source.path.stat().st_size
-    return total
-
-
-class _Meter:
-    """Counts what is read while it is read."""
-
-    def __init__(self, report: Report, total_bytes: int | None, rows_before: int) -> None:
-        self._report = report
-        self._total = total_bytes
-        self._before = rows_before
-        self._rows = 0
-        self._bytes = 0
-
-    def watch(self, chunks: Iterator[list[NumberedRow]]) -> Iterator[list[NumberedRow]]:
-        for chunk in chunks:
-            self._rows += len(chunk)
-            self._bytes += sum(_size(row) + 30 for row in chunk)
-            # Rows of an earlier run were not looked at: they count as long as these.
-            rows = self._before + self._rows
-            read_bytes = round(self._bytes * rows / self._rows)
-            self._report(Progress(rows, read_bytes, self._total))
-            yield chunk

@@ -2,8 +2,8 @@
 
 It reads requests from stdin and answers on stdout (`duiti.data.frames`), in order, until stdin
 ends. What it holds is a template that may have come from anywhere, so it bounds its own memory,
-computing time and files before it looks at one; what is left of a misbehaving template is one dead
-child, whose stderr says at which row that was (`duiti.data.pool` reads it).
+computing time before it looks at one; what is left of a misbehaving template is one dead child,
+whose stderr says at which row that was (`duiti.data.pool` reads it).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from duiti.data.chunk import Chunk, FaultAt, NumberedRow, RowEncoder
+from duiti.data.chunk import Chunk, FastPathFault, FaultAt, NumberedRow, RowEncoder
 from duiti.data.frames import read_frame, write_frame
 from duiti.data.storage.block import Block
 from duiti.data.templates.render import TemplateFault, TemplateSpec, limit_time
@@ -50,6 +50,7 @@ def main() -> None:
         rows = RowEncoder(encoder, start["mapping"], start["markers"])
         write_frame(answers, {"ready": True})
         while True:
+            _note_place(-1)
             request, _ = read_frame(requests)
             write_frame(answers, *_serve(request, encoder, rows))
     except (EOFError, BrokenPipeError):
@@ -66,7 +67,6 @@ def _serve(
                 for source, line, fields in request["rows"]
             ]
             return pack(rows.encode(numbered, at=_note_place))
-        _note_place(0)
         messages = [message_from_dict(values) for values in request["messages"]]
         if request["op"] == "ids":
             return {"ids": encoder.prompt_ids(messages, request["tools"])}, b""
@@ -76,6 +76,8 @@ def _serve(
         return {"text": render(messages, request["tools"])}, b""
     except RowError as error:
         return {"error": str(error)}, b""
+    except FastPathFault:
+        return {"fast_path": False}, b""
     except FaultAt as fault:
         return {"fault": fault.fault, "place": fault.place}, b""
     except TemplateFault as fault:

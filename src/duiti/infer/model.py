@@ -19,7 +19,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from duiti.config import parse_yaml
-from duiti.data.prepare import day, prompt_service
+from duiti.data.jobs import day, prompt_service
+from duiti.data.templates.control import Mode
 from duiti.data.templates.template import Declared, Template, declare, load_template
 from duiti.errors import UsageError
 from duiti.infer.generate import GREEDY, Answer, Sampling, generate, stream
@@ -43,14 +44,17 @@ class Model:
         base_name: str | None = None,
         trust_remote_code: bool = False,
         date: str = "auto",
+        special_tokens: Mode = "reject",
     ) -> None:
         self.hf = hf
         """The plain transformers model (with adapters in place, where it has any)."""
         self.tokenizer: PreTrainedTokenizerBase = template.tokenizer
         self.template = template
+        self.special_tokens = special_tokens
+        """What control tokens in a message become, as it was in training."""
         self.date = day(date)
         """What a template that asks for the date gets."""
-        self.prompts = prompt_service(template, date=date)
+        self.prompts = prompt_service(template, date=date, special_tokens=special_tokens)
         self.stop_ids = stop_ids
         self.name = name
         self._base_name = base_name
@@ -213,6 +217,7 @@ def _load_run(run: Run, device: str, dtype: torch.dtype | None, trust: bool) -> 
         base_name=config.model,
         trust_remote_code=trust,
         date=config.date,
+        special_tokens=config.special_tokens,
     )
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from duiti.data.prepare import Progress as Prepared
+from duiti.data.meter import Progress as Prepared
 from duiti.run import METRICS_FILE
 from duiti.training.step import StepMetrics
 

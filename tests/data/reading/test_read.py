@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duiti.data.reading import read
+from duiti.data.reading.json_rows import REST_UNREAD
 from duiti.data.reading.read import count_rows, read_rows
-from duiti.data.reading.sources import Source
+from duiti.data.reading.sources import Source, parse_source
 from duiti.errors import DataError, DuitiError, UsageError
 from duiti.types import Json, Rejected, Row
 
@@ -533,3 +534,16 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path) -> None
         path.write_bytes((GOOD + b"\n") * after)
         with path.open("rb") as file, pytest.raises(DataError, match="changed while"):
             list(read._choose_in_file(file, str(path), picks))
+
+
+@pytest.mark.parametrize("amount", ["@0.1", "#3"])
+def test_a_part_of_a_file_does_not_hide_that_the_rest_cannot_be_read(
+    tmp_path: Path, amount: str
+) -> None:
+    file = tmp_path / "broken.json"
+    rows = ",\n".join(f'{{"prompt": "q{n}", "response": "a"}}' for n in range(100))
+    file.write_text(f"[{rows},\n{{]", encoding="utf-8")
+    for seed in range(5):
+        found = list(read_rows(parse_source(f"{file}{amount}"), seed=seed))
+        assert isinstance(found[-1], Rejected)
+        assert found[-1].reason.endswith(REST_UNREAD)

@@ -95,38 +95,6 @@ def test_the_error_shows_how_an_amount_is_written(folder: Path) -> None:
     assert caught.value.fix.endswith("a.jsonl#500")
 
 
-def test_a_mapping_says_the_same(folder: Path) -> None:
-    assert parse_source({"path": "a.jsonl"}) == parse_source("a.jsonl")
-    assert parse_source({"path": "a.jsonl", "weight": 0.1}) == parse_source("a.jsonl@0.1")
-    assert parse_source({"path": "a.jsonl", "weight": 2}) == parse_source("a.jsonl@2")
-    assert parse_source({"path": "a.jsonl", "rows": 500}) == parse_source("a.jsonl#500")
-    # What is a path there is nothing else, mark or not.
-    assert parse_source({"path": "a.jsonl@2"}).name == "a.jsonl@2"
-
-
-@pytest.mark.parametrize(
-    ("mapping", "what"),
-    [
-        ({"path": "a", "wieght": 2}, 'unknown key "wieght". Did you mean "weight"?'),
-        ({"weight": 2}, "needs a path"),
-        ({"path": ""}, "needs a path"),
-        ({"path": 3}, "needs a path"),
-        ({"path": "a", "weight": 1, "rows": 2}, "give weight or rows, not both"),
-        ({"path": "a", "weight": "2"}, "the weight must be a number above 0"),
-        ({"path": "a", "weight": True}, "the weight must be a number above 0"),
-        ({"path": "a", "weight": float("nan")}, "the weight must be a number above 0"),
-        ({"path": "a", "weight": 10**400}, "the weight must be a number above 0"),
-        ({"path": "a", "rows": 2.5}, "the number of rows must be a whole number"),
-        ({"path": "a", "rows": -2}, "the number of rows must be a whole number"),
-        ({1: "a"}, 'unknown key "1"'),
-    ],
-)
-def test_a_wrong_mapping_is_refused(mapping: dict[str, object], what: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_source(mapping)
-    assert what in caught.value.what
-
-
 @given(text=st.text(max_size=12) | st.text("a@#.0129e-/\0", max_size=12))
 def test_no_text_raises_anything_but_an_error_of_usage(text: str) -> None:
     try:

@@ -45,7 +45,6 @@ def _is_list(store: ExampleStore, listed: list[Described]) -> bool:
     """Whether everything that a store tells is what the plain list of its examples says."""
     files, lines = store.origins()
     supervised = [sum(end - start for start, end, _ in spans) for _, spans, *_ in listed]
-    stops = {ids[end - 1] for ids, spans, *_ in listed for _, end, _ in spans}
     gathered = concat(store.blocks())
     check_block(gathered)
     return (
@@ -58,7 +57,6 @@ def _is_list(store: ExampleStore, listed: list[Described]) -> bool:
         == ([each[2] for each in listed], [each[3] for each in listed])
         and store.digests().tolist() == [digests for *_, digests in listed]
         and store.max_id == max((max(ids) for ids, *_ in listed), default=-1)
-        and store.stop_ids == stops
         and same_block(gathered, block_of(listed))
         and {store.lengths.dtype, store.num_supervised.dtype, files.dtype} == {np.dtype("i4")}
     )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from duiti.data.prepare import prompt_service
+from duiti.data.jobs import prompt_service
 from duiti.data.templates.render import Renderer
 from duiti.data.templates.template import (
     BUILT_IN,

@@ -54,12 +54,14 @@ def load_filter(spec: str) -> Callable[[Mapping[str, Json]], bool]:
 
 
 def filter_digest(spec: str) -> str:
-    """SHA-256 of the filter's file: with the spec itself, all that decides which rows are kept.
+    """SHA-256 of the function's name and the bytes of its file: all that decides which rows are
+    kept, wherever the file lies.
 
     Raises:
         UsageError: no such file.
     """
-    return hashlib.sha256(_read(_split(spec)[0])).hexdigest()
+    path, name = _split(spec)
+    return hashlib.sha256(name.encode() + b"\0" + _read(path)).hexdigest()
 
 
 def _split(spec: str) -> tuple[Path, str]:

@@ -22,6 +22,7 @@ and one at fault once.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedReader
@@ -30,7 +31,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from duiti.data.reading.files import Kind, kind_of, numbered_lines, open_file
-from duiti.data.reading.json_rows import is_array, line_parser, read_array, refuse_spread_object
+from duiti.data.reading.json_rows import (
+    REST_UNREAD,
+    is_array,
+    line_parser,
+    read_array,
+    refuse_spread_object,
+)
 from duiti.data.reading.parquet import count_parquet, read_parquet
 from duiti.data.reading.sources import Source, parse_source
 from duiti.data.reading.strict_json import fault_of, kind_name
@@ -136,7 +143,8 @@ def _python_row(name: str, number: int, fields: object) -> Row | Rejected:
     if not isinstance(fields, Mapping):
         return Rejected(origin, f"not a mapping of fields, but {kind_name(fields)}")
     fault = fault_of(fields)
-    return Rejected(origin, fault) if fault else Row(fields, origin)
+    # A copy: whoever gave the row may go on using it, as a generator does with its one dict.
+    return Rejected(origin, fault) if fault else Row(copy.deepcopy(dict(fields)), origin)
 
 
 def _picks(source: Source, num_rows: int, seed: int) -> Iterator[int]:
@@ -173,9 +181,11 @@ def _choose(
         times = next(picks, None)
         if times is None:
             raise _changed(name)
-        if times:
-            row = parse(item)
-            yield from repeat(row, times if isinstance(row, Row) else 1)
+        row = parse(item)
+        if isinstance(row, Row):
+            yield from repeat(row, times)
+        elif times or row.reason.endswith(REST_UNREAD):  # what hides other rows is never left out
+            yield row
     if next(picks, None) is not None:
         raise _changed(name)
 

@@ -24,13 +24,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from duiti.data.reading.files import READABLE, check_file, kind_by_name, stem_and_suffix
-from duiti.errors import UsageError, did_you_mean
+from duiti.errors import UsageError
 from duiti.types import Json
 
 MAX_WEIGHT = 100.0
 """A larger one is a number of rows behind the wrong mark."""
 
-_KEYS = ("path", "weight", "rows")
 _SUFFIX = re.compile(r"(?P<path>.+)(?P<mark>[@#])(?P<amount>[^@#/]*)", re.DOTALL)
 _SPLITS = {
     "train": "train",
@@ -78,16 +77,14 @@ class Expanded:
     """Names of files in folders that could be read and are not: test files, and what is neither."""
 
 
-def parse_source(value: str | Path | Mapping[str, object]) -> Source:
-    """The source that is meant by a path with an amount, or by a mapping from a YAML file.
+def parse_source(value: str | Path) -> Source:
+    """The source that is meant by a path with an amount.
 
     Raises:
         UsageError: what is wrong with it, and how it is written.
     """
     if isinstance(value, Path):
         return Source(name=str(value), path=value)
-    if isinstance(value, Mapping):
-        return _from_mapping(value)
     found = _SUFFIX.fullmatch(value)
     if found is None or _exists(value):
         return Source(name=value, path=Path(value))
@@ -174,36 +171,6 @@ def _count(number: float | None, text: str, name: str) -> int:
             f"{text}: the number of rows must be a whole number above 0", fix=_written(name)
         )
     return int(number)
-
-
-def _from_mapping(value: Mapping[str, object]) -> Source:
-    unknown = [str(key) for key in value if key not in _KEYS]
-    if unknown:
-        hint = did_you_mean(unknown[0], _KEYS)
-        raise UsageError(
-            f'data: unknown key "{unknown[0]}".{hint}', fix="{path: a.jsonl, weight: 0.1}"
-        )
-    path = value.get("path")
-    if not isinstance(path, str) or not path:
-        raise UsageError("data: a mapping needs a path", fix="{path: a.jsonl, weight: 0.1}")
-    plain = Source(name=path, path=Path(path))
-    weight, rows = value.get("weight"), value.get("rows")
-    if weight is not None and rows is not None:
-        raise UsageError(f"data: {path}: give weight or rows, not both")
-    if weight is not None:
-        return replace(plain, share=_weight(_plain_number(weight), f"data: {path}", path))
-    if rows is not None:
-        return replace(plain, count=_count(_plain_number(rows), f"data: {path}", path))
-    return plain
-
-
-def _plain_number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
 
 
 def _files_of(source: Source, folder: Path) -> Expanded:

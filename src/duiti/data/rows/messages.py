@@ -124,8 +124,9 @@ def _ids(message: Message, number: int) -> frozenset[str]:
 
 
 def as_context(message: Message) -> Message:
-    """The message, not trained unless it says `"train": true` (it stands in a prompt)."""
-    if message.role != "assistant" or message.train is not None:
+    """The message, not trained unless it says so, by `"train": true` or a weight (it stands in a
+    prompt)."""
+    if message.role != "assistant" or message.train is not None or message.weight != 1:
         return message
     return replace(message, train=False, weight=0.0)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from duiti.data.storage.cache_files import LAYOUT, canonical
 from duiti.errors import UsageError
 
-LIBRARIES = ("jinja2", "regex", "tokenizers", "transformers")
+LIBRARIES = ("jinja2", "pyarrow", "tokenizers", "transformers", "zstandard")
 """Whose version can change what a row is prepared to."""
 
 
@@ -42,7 +42,11 @@ def file_digest(path: str | Path) -> str:
 def code_digest() -> str:
     """sha256 of the code that prepares data, ours and what it stands on."""
     package = Path(__file__).parents[2]
-    sources = [package / "types.py", *sorted((package / "data").rglob("*.py"))]
+    sources = [
+        package / "types.py",
+        package / "errors.py",
+        *sorted((package / "data").rglob("*.py")),
+    ]
     found = {path.relative_to(package).as_posix(): file_digest(path) for path in sources}
     found |= {name: _version(name) for name in LIBRARIES}
     found["python"] = ".".join(platform.python_version_tuple()[:2])

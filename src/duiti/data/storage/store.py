@@ -48,7 +48,8 @@ __all__ = [
 ]
 
 VIEW_BLOCK_EXAMPLES = 2**14
-"""Examples that `blocks()` of a view gathers at a time."""
+VIEW_BLOCK_TOKENS = 2**22
+"""What `blocks()` of a view gathers at a time, at most (a longer example goes alone)."""
 
 RELEASE_EXAMPLES = 256
 """Examples after which the memory that they were read through is given back: the kernel maps up to
@@ -187,8 +188,14 @@ class ExampleStore(Sequence[Example]):
                 yield each.block
                 release(each.block)
             return
-        for begin in range(0, len(self), VIEW_BLOCK_EXAMPLES):
-            yield self._gather(self._chosen[begin : begin + VIEW_BLOCK_EXAMPLES])
+        sums = np.cumsum(self.lengths, dtype=np.int64)
+        begin = 0
+        while begin < len(self):
+            budget = sums[begin] - self.lengths[begin] + VIEW_BLOCK_TOKENS
+            end = max(int(np.searchsorted(sums, budget, side="right")), begin + 1)
+            end = min(end, begin + VIEW_BLOCK_EXAMPLES)
+            yield self._gather(self._chosen[begin:end])
+            begin = end
 
     def _gather(self, places: Int64s) -> Block:
         """A block of these examples: by block, then put in order as a whole."""
@@ -219,16 +226,6 @@ class ExampleStore(Sequence[Example]):
     def max_id(self) -> int:
         """The largest token id; -1 where there is none."""
         return max((int(block.input_ids.max()) for block in self.blocks()), default=-1)
-
-    @cached_property
-    def stop_ids(self) -> frozenset[int]:
-        """The last token of every span."""
-        found: set[int] = set()
-        for each in map(_index, self.blocks()):
-            begins = np.repeat(each.tokens[:-1], each.block.span_counts)
-            ends = begins + each.block.spans[:, 1]
-            found.update(np.unique(each.block.input_ids[ends - 1]).tolist())
-        return frozenset(found)
 
     def _touch(self, number: int) -> None:
         self._touched.append(number)

@@ -37,6 +37,8 @@ class EncodeOptions:
     special_tokens: Mode = "reject"
     truncate_to: int | None = None
     """Longer examples are cut to this many tokens; None: nothing is cut."""
+    is_fast: bool = True
+    """Whether the fast path for tokens may be taken, where the tokenizer allows it."""
     bos_token: str | None = None
     eos_token: str | None = None
 
@@ -103,14 +105,15 @@ class Encoder:
             tokens, self.renderer.literals, mode=options.special_tokens, stop=spec.stop
         )
         self._finder = TurnFinder(self.renderer, self._control, train_on=options.train_on)
-        self._texts = TextEncoder(tokenizer)
+        self._texts = TextEncoder(tokenizer, is_fast=options.is_fast)
         self._eos = options.eos_token
         bos = options.bos_token
         self._bos = tokenizer.token_to_id(bos) if bos and bos != options.eos_token else None
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> str:
-        """The text that serving sends."""
-        return self.renderer.prompt(messages, tools)
+    @property
+    def has_disagreed(self) -> bool:
+        """Whether the fast path for tokens has ever differed from the library."""
+        return self._texts.has_disagreed
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Json] = ()) -> list[int]:
         """The ids that serving sends: those on which training conditioned. Control tokens that

@@ -22,16 +22,21 @@ from duiti.errors import RowError
 class TextEncoder:
     """A tokenizer's Rust core, through the fast exact path where the tokenizer allows it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, is_fast: bool = True) -> None:
         # A tokenizer.json can ask for either; transformers, too, turns them off.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._fast = FastEncoder.from_tokenizer(tokenizer)
+        self._fast = FastEncoder.from_tokenizer(tokenizer) if is_fast else None
         self._ordinary: Tokenizer | None = None
         first = tokenizer.encode("a", add_special_tokens=False).tokens[:1]
         # SentencePiece-like tokenizers put a space before a text. Behind a prompt there is none.
         self.adds_space = bool(first) and first[0].startswith(("▁", "Ġ"))
+
+    @property
+    def has_disagreed(self) -> bool:
+        """Whether the fast path has ever differed from the library."""
+        return self._fast is not None and self._fast.is_disabled
 
     def encode(self, text: str) -> list[int]:
         """Ids of a rendered text; control tokens between the marks are ordinary text."""
