@@ -142,6 +142,8 @@ def _source(data: str | Path | Rows) -> Source:
 def _config(data: Data, settings: dict[str, Any]) -> tuple[Config, Rows | None]:
     if isinstance(data, str | Path):
         return load_config(None, {**settings, "data": (str(data),)}), None
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise UsageError("data must be a path, a list of paths, or rows as dicts")
     if not isinstance(data, Sequence):
         return load_config(None, settings), data
     if all(isinstance(item, str | Path) for item in data):

@@ -50,7 +50,7 @@ class Check:
         return {
             **data.ledger.as_dict(),
             "val_examples": len(data.val),
-            "val": None if data.val_ledger is None else data.val_ledger.as_dict(),
+            "val_data": None if data.val_ledger is None else data.val_ledger.as_dict(),
             "template": self.material.template.name,
             "date": self.material.options.date,
             "max_length": data.max_length,
@@ -73,6 +73,7 @@ class Check:
     def dump(self, path: Path) -> None:
         """A line per example: `{"origin", "input_ids", "labels"}`, and `weights` where a row gives
         any."""
+        self._spare_sources(path)
         with _writing(path), path.open("w", encoding="utf-8") as file:
             for example in self.examples:
                 line = {
@@ -84,12 +85,18 @@ class Check:
                     line["weights"] = example.weights.tolist()
                 file.write(json.dumps(line) + "\n")
 
+    def _spare_sources(self, path: Path) -> None:
+        files = (file for prepared in self.material.prepared for file in prepared.files)
+        if any(path.exists() and path.samefile(file.path) for file in files):
+            raise UsageError(f"{path} is the data itself: it would be overwritten")
+
     def write_page(self, path: Path) -> None:
         """All of it as one HTML file that needs nothing else.
 
         Raises:
             UsageError: it cannot be written.
         """
+        self._spare_sources(path)
         with _writing(path):
             write_page(path, _page(self))
 

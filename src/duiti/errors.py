@@ -10,6 +10,7 @@ that can be pasted. Content of rows never appears in one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -49,9 +50,9 @@ class RowError(ValueError):
 
 
 def shown_name(name: str) -> str:
-    """A name out of a file, in quotes; one that is long or unprintable could be content, or drive a
-    terminal, and is only called odd."""
-    return f'"{name}"' if len(name) <= 40 and name.isprintable() else "(a long or odd name)"
+    """A name out of a file, in quotes; one that does not read like a name could be content, or
+    drive a terminal, and is only called odd."""
+    return f'"{name}"' if re.fullmatch(r"[\w.\-/]{1,32}", name) else "(a long or odd name)"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from duiti.config import Config, load_config
-from duiti.errors import UsageError
+from duiti.errors import DataError, UsageError
 
 Flag = Annotated[bool, Parameter(negative=())]
 Settings = Annotated[Config, Parameter(name="*")]
@@ -68,7 +68,12 @@ def check(
     from duiti.training.log import Talk, preparing
 
     with preparing(Talk(quiet=json_)) as watch:
-        report = run_check(_merge(config, data, settings), say=watch.say, report=watch.report)
+        try:
+            report = run_check(_merge(config, data, settings), say=watch.say, report=watch.report)
+        except DataError as error:
+            if json_:  # a file that cannot be read to its end has no ledger
+                print(json.dumps({"refused": error.what}, ensure_ascii=False))
+            raise
     if dump is not None:
         report.dump(dump)
     if html is not None:

@@ -309,7 +309,7 @@ def test_rows_of_the_validation_file_are_left_out_of_training_counted_and_listed
         f"{train}:4", f"{val}:1",
     )  # fmt: skip
     (warning,) = [line for line in data.warnings if "validation data" in line]
-    assert warning.startswith("4 rows stand in the validation data as well")
+    assert warning.startswith("4 rows are in the validation data as well")
     assert f"{train}:4 and {val}:1" in warning
     assert refusal(data, LIMITS, on_bad_row="refuse") is None
     assert warning in refused(data, is_strict=True).what

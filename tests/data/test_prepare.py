@@ -339,7 +339,6 @@ def test_whatever_changes_a_token_changes_the_entry_and_nothing_else_does(
     cache: Path,
 ) -> None:
     file = write_rows(tmp_path / "a.jsonl", MIXED)
-    (tmp_path / "keep.py").write_text("def every(row):\n    return True\n")
     run_of(template, file)
     assert len(keys_of(cache)) == 1
     for options in ({"workers": 2}, {"seed": 5}, {"date": "2027-07-07"}):
@@ -349,7 +348,6 @@ def test_whatever_changes_a_token_changes_the_entry_and_nothing_else_does(
         (template, {"special_tokens": "escape"}, ""),
         (template, {"truncate_to": 30}, ""),
         (template, {"mapping": {"prompt": "instruction"}}, ""),
-        (template, {"filter": f"{tmp_path}/keep.py:every"}, ""),
         (template, {}, "@2"),
         (template, {}, "#3"),
         (template, {"seed": 5}, "#3"),

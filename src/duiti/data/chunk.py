@@ -20,6 +20,9 @@ from duiti.data.tokens.encode import Encoded, Encoder
 from duiti.errors import RowError, shown_name
 from duiti.types import Json, Rejected, Row, Sample
 
+MAX_FIELDS = 20
+"""Names of unread fields that are noted; names beyond these are more likely values."""
+
 
 @dataclass(frozen=True, slots=True)
 class NumberedRow:
@@ -152,6 +155,7 @@ class RowEncoder:
         self._encoder = encoder
         self._mapping = mapping
         self._markers = markers
+        self._seen: set[str] = set()
 
     def encode(
         self, rows: Sequence[NumberedRow], *, at: Callable[[int], object] = lambda place: None
@@ -195,10 +199,13 @@ class RowEncoder:
         return Chunk(columns.block(), account)
 
     def _odd(self, row: Row, sample: Sample) -> list[str]:
-        notes = [
-            f"the field {shown_name(name)} is not read"
-            for name in unread_fields(row, self._mapping)
-        ]
+        notes = []
+        for name in unread_fields(row, self._mapping):
+            shown = shown_name(name)
+            if len(self._seen) < MAX_FIELDS:
+                self._seen.add(shown)
+            what = f"the field {shown} is" if shown in self._seen else "further fields are"
+            notes.append(f"{what} not read")
         for marker in self._markers:
             if any(_has_line(message.content, marker) for message in sample.messages):
                 notes.append(f'a message has a line that begins like a turn, "{marker}"')

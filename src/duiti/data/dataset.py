@@ -23,6 +23,7 @@ from duiti.data.repeats.duplicates import Duplicates, Leaks, find_duplicates, fi
 from duiti.data.repeats.split import split
 from duiti.data.storage.store import ExampleStore
 from duiti.errors import DataError
+from duiti.types import Rejected
 
 SHOWN = 20
 """Rows that an error lists."""
@@ -152,15 +153,10 @@ def rows_refusal(
     total = ledger.total
     if not total.rows:
         return DataError("there are no rows")
-    if ledger.rejected and on_bad_row == "refuse":
-        return _bad_rows(ledger)
     # A fault that hides the rest of its file is not a row that could be dropped.
     broken = [row for row in ledger.rejected if row.reason.endswith(REST_UNREAD)]
-    if broken:
-        lines = [f"{row.origin}: {row.reason}" for row in broken]
-        return DataError(
-            "\n".join(lines), fix="mend the file there; what follows could not be read"
-        )
+    if broken or (ledger.rejected and on_bad_row == "refuse"):
+        return _bad_rows(ledger, broken)
     lost = total.answers_cut / max(total.answers, 1)
     if not (total.dropped or total.cut):
         return None
@@ -188,12 +184,16 @@ def _longest(store: ExampleStore) -> int:
     return int(store.lengths.max()) if len(store) else 0
 
 
-def _bad_rows(ledger: Ledger) -> DataError:
+def _bad_rows(ledger: Ledger, broken: Sequence[Rejected]) -> DataError:
+    others = [row for row in ledger.rejected if row not in broken]
+    listed = [*broken, *others]
     lines = [f"{ledger.total.rejected} of {ledger.total.rows} rows cannot be used:"]
-    lines += [f"  {row.origin}: {row.reason}" for row in ledger.rejected[:SHOWN]]
-    if len(ledger.rejected) > SHOWN:
-        lines.append(f"  … and {len(ledger.rejected) - SHOWN} more")
+    lines += [f"  {row.origin}: {row.reason}" for row in listed[:SHOWN]]
+    if len(listed) > SHOWN:
+        lines.append(f"  … and {len(listed) - SHOWN} more")
     fix = "mend them, or train without them: --on-bad-row drop (they are listed in the run)"
+    if broken:
+        fix = f"mend the file at {broken[0].origin}: what follows there could not be read"
     return DataError("\n".join(lines), fix=fix)
 
 
@@ -214,6 +214,10 @@ def _how_to_keep(limits: Limits, longest: int | None, lost: float) -> str:
     if lost < 1:
         ways.append(f"{' '.join(accept)} accepts it")
     return f"the model has {limits.positions} positions: {', '.join(ways)}"
+
+
+def _counted_rows(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count:,} rows are"
 
 
 def _counted(text: str, count: int) -> str:
@@ -242,7 +246,7 @@ def _leaked(leaks: Leaks | None) -> list[str]:
         return []
     pairs: Sequence[tuple[object, object]] = (*leaks.exact, *leaks.prompt, *leaks.near)
     return [
-        f"{leaks.num_rows:,} rows stand in the validation data as well, and are left out of"
+        f"{_counted_rows(leaks.num_rows)} in the validation data as well, and left out of"
         f" training ({leaks.exact_rows:,} the same, {leaks.prompt_rows:,} with the same prompt,"
         f" {leaks.near_rows:,} nearly the same), such as {pairs[0][0]} and {pairs[0][1]}"
     ]

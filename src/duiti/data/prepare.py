@@ -26,7 +26,7 @@ from duiti.data.jobs import PrepareOptions, make_job
 from duiti.data.meter import Meter, Report, row_bytes, total_bytes
 from duiti.data.pool import CHUNK_ROWS, Job, Pool, encode_here
 from duiti.data.reading.files import check_file, kind_by_name
-from duiti.data.reading.filter import filter_digest, load_filter
+from duiti.data.reading.filter import load_filter
 from duiti.data.reading.read import read_rows
 from duiti.data.reading.sources import Source
 from duiti.data.storage.block import concat
@@ -60,6 +60,7 @@ class FileFacts:
     """A file as it was when it was read."""
 
     name: str
+    path: Path
     sha256: str
 
 
@@ -104,7 +105,10 @@ def prepare(
     for path, name in paths.items():
         check_file(path, name)
     stamps = {path: _stamp(path) for path in paths}  # before they are hashed, let alone read
-    files = {path: FileFacts(name=name, sha256=file_digest(path)) for path, name in paths.items()}
+    files = {
+        path: FileFacts(name=name, path=path, sha256=file_digest(path))
+        for path, name in paths.items()
+    }
     work = _Work(tuple(sources), files, stamps, options, say, report)
     try:
         return work.done(job)
@@ -167,6 +171,8 @@ def _entry(
 ) -> AbstractContextManager[Entry]:
     if not options.cache or any(source.path is None for source in sources):
         return temporary_entry()
+    if options.filter is not None:  # a program may read anything, which no name can cover
+        return temporary_entry()
     asks_date = "strftime_now" in job.spec.source
     spec = {**job.spec.as_dict(), "date": job.spec.date if asks_date else ""}
     is_chosen = any(source.share is not None or source.count is not None for source in sources)
@@ -177,7 +183,6 @@ def _entry(
         "options": asdict(job.options),
         "mapping": job.mapping,
         "markers": job.markers,
-        "filter": filter_digest(options.filter) if options.filter is not None else "",
         "seed": options.seed if is_chosen else 0,
         "code": code_digest(),
     }

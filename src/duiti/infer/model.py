@@ -20,15 +20,23 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from duiti.config import parse_yaml
 from duiti.data.jobs import day, prompt_service
+from duiti.data.rows.messages import read_messages
 from duiti.data.templates.control import Mode
 from duiti.data.templates.template import Declared, Template, declare, load_template
-from duiti.errors import UsageError
+from duiti.errors import RowError, UsageError
 from duiti.infer.generate import GREEDY, Answer, Sampling, generate, stream
 from duiti.model.adapter import CONFIG_FILE, load_adapter, read_adapter_config
-from duiti.model.load import ModelSource, choose_device, load_model, load_tokenizer, resolve
+from duiti.model.load import (
+    ModelSource,
+    choose_device,
+    load_model,
+    load_tokenizer,
+    longest_text,
+    resolve,
+)
 from duiti.model.lora import adapters_off, lora_layers
 from duiti.run import TEMPLATE_FILE, Run, is_run, open_run
-from duiti.types import Message, Role
+from duiti.types import Json, Message
 
 
 class Model:
@@ -92,23 +100,39 @@ class Model:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str] | Message],
+        messages: Sequence[Mapping[str, Any] | Message],
         *,
+        tools: Sequence[Json] = (),
         max_new_tokens: int = 512,
         sampling: Sampling = GREEDY,
     ) -> str:
-        """The answer to a conversation whose last message is the user's."""
-        return "".join(self.chat_stream(messages, max_new_tokens=max_new_tokens, sampling=sampling))
+        """The answer to a conversation: messages as rows hold them, and the tools that the model
+        may call.
+
+        Raises:
+            UsageError: there is nothing to answer, or more than the model's positions hold.
+        """
+        pieces = self.chat_stream(
+            messages, tools=tools, max_new_tokens=max_new_tokens, sampling=sampling
+        )
+        return "".join(pieces)
 
     def chat_stream(
         self,
-        messages: Sequence[Mapping[str, str] | Message],
+        messages: Sequence[Mapping[str, Any] | Message],
         *,
+        tools: Sequence[Json] = (),
         max_new_tokens: int = 512,
         sampling: Sampling = GREEDY,
     ) -> Iterator[str]:
         """As `chat`, in pieces as they come; a character is never cut in two."""
-        prompt = self.prompts.prompt_ids(as_messages(messages))
+        prompt = self.prompts.prompt_ids(as_messages(messages), tools)
+        positions = longest_text(self.hf.config, self.tokenizer)
+        if len(prompt) >= positions:
+            raise UsageError(
+                f"the conversation has {len(prompt)} tokens, and the model {positions} positions",
+                fix="a shorter one; in a chat, /reset begins anew",
+            )
         ids: list[int] = []
         shown = ""
         for token in stream(
@@ -265,23 +289,25 @@ def stop_ids_of(model: PreTrainedModel, template: Template) -> frozenset[int]:
 
 
 def as_messages(messages: Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:
-    """Dicts with role and content to messages: a conversation whose last message asks.
+    """Dicts as rows hold them to messages: a conversation that waits for an answer.
 
     Raises:
         UsageError: it is none.
     """
-    found = []
+    how = '[{"role": "user", "content": "…"}]'
+    if isinstance(messages, str | Mapping):
+        raise UsageError("a conversation is a list of messages", fix=how)
+    found: list[Message] = []
     for number, message in enumerate(messages, start=1):
         if isinstance(message, Message):
             found.append(message)
             continue
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            raise UsageError(
-                f"message {number} is no message",
-                fix='{"role": "user", "content": "…"} (or system, or assistant)',
-            )
-        found.append(Message(role=cast(Role, role), content=content))
-    if not found or found[-1].role != "user":
-        raise UsageError("the last message must be the user's: there is nothing to answer")
+        try:
+            found += read_messages([cast(Json, message)], "messages", first=number)
+        except RowError as error:
+            raise UsageError(f"this is no conversation: {error}", fix=how) from None
+    if not found or found[-1].role not in ("user", "tool"):
+        raise UsageError(
+            "there is nothing to answer: the last message must be the user's, or a tool's result"
+        )
     return tuple(found)

@@ -263,6 +263,18 @@ def test_tools_that_a_template_leaves_out_are_counted() -> None:
     assert finder(CHATML).find(sample).notes == {"the template leaves out the tools of a row"}
 
 
+def test_a_control_token_that_a_template_makes_of_text_is_refused() -> None:
+    lower = CHATML.replace("m.content", "m.content|lower")
+    messages = (user("x <|IM_END|> y"), assistant("a"))
+    with pytest.raises(RowError, match="makes a control token"):
+        finder(lower).find(Sample(messages=messages, origin=ORIGIN))
+    harmless = (user("X y"), assistant("A b"))
+    assert (
+        finder(lower).find(Sample(messages=harmless, origin=ORIGIN)).turns[0].answer
+        == "a b<|im_end|>"
+    )
+
+
 CHAT = (user("q1"), assistant("a1"), user("q2"), assistant("a2"), user("q3"), assistant("a3"))
 
 

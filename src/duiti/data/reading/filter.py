@@ -4,9 +4,9 @@
     if keeps(row.fields): ...
 
 The function sees a copy of the row as it was read, before `map`, and must return True or False.
-The file is run as it is, by itself: its folder is not put on the import path, because a cache that
-knows the file by `filter_digest` would not see a change in its neighbours. A filter is trusted
-code: nothing but the user's own flag or setting names it.
+The file is run as it is, by itself: its folder is not put on the import path. It may read anything,
+so what it chose is not kept in the cache. A filter is trusted code: nothing but the user's own flag
+or setting names it.
 """
 
 from __future__ import annotations
@@ -51,17 +51,6 @@ def load_filter(spec: str) -> Callable[[Mapping[str, Json]], bool]:
         return answer
 
     return keeps
-
-
-def filter_digest(spec: str) -> str:
-    """SHA-256 of the function's name and the bytes of its file: all that decides which rows are
-    kept, wherever the file lies.
-
-    Raises:
-        UsageError: no such file.
-    """
-    path, name = _split(spec)
-    return hashlib.sha256(name.encode() + b"\0" + _read(path)).hexdigest()
 
 
 def _split(spec: str) -> tuple[Path, str]:

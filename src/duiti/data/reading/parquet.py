@@ -163,7 +163,7 @@ def _type_fault(kind: pa.DataType) -> str:
     if is_type.is_map(kind):
         key = kind.key_type
         if not (is_type.is_string(key) or is_type.is_large_string(key)):
-            return f"a map whose keys are {shown_name(str(key))} is not JSON"
+            return f'a map whose keys are "{key}" is not JSON'
         return _type_fault(kind.item_type)
     if _is_list(kind):
         return _type_fault(kind.value_type)
@@ -178,7 +178,7 @@ def _type_fault(kind: pa.DataType) -> str:
         is_type.is_boolean,
         is_type.is_null,
     )
-    return "" if any(test(kind) for test in plain) else f"{shown_name(str(kind))} is not JSON"
+    return "" if any(test(kind) for test in plain) else f'"{kind}" is not JSON'
 
 
 def _is_list(kind: pa.DataType) -> bool:

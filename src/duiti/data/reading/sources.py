@@ -83,6 +83,8 @@ def parse_source(value: str | Path) -> Source:
     Raises:
         UsageError: what is wrong with it, and how it is written.
     """
+    if not str(value) or str(value).isspace():
+        raise UsageError("the name of a file is empty")
     if isinstance(value, Path):
         return Source(name=str(value), path=value)
     found = _SUFFIX.fullmatch(value)

@@ -74,6 +74,10 @@ class Control:
         self._soft = _any_of(soft)
         self._all = _any_of(hard | soft)
 
+    def is_control(self, text: str) -> bool:
+        """Whether this is the text of a control token."""
+        return self.pattern is not None and self.pattern.fullmatch(text) is not None
+
     def treat(self, messages: Sequence[Message], *, is_served: bool = False) -> Sequence[Message]:
         """The messages as they may be rendered.
 

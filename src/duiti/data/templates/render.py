@@ -113,7 +113,7 @@ class Renderer:
             raise
         except jinja2.exceptions.SecurityError:
             raise TemplateFault("tries to reach what a template must not") from None
-        except MemoryError:
+        except (MemoryError, OverflowError):
             raise TemplateFault("writes more than memory holds") from None
         except RecursionError:
             raise TemplateFault("calls itself without end") from None
@@ -129,6 +129,11 @@ class Renderer:
             [*messages, *tools]
         ):
             raise TemplateFault("writes without bound")
+        if not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise TemplateFault("writes half of a surrogate pair, which is no text") from None
         return text
 
     def _run(self, **names: object) -> str:

@@ -104,9 +104,28 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().unsafe_undefined(obj, attribute)
 
 
+class _NoFiles(jinja2.BaseLoader):
+    """What `include`, `import` and `extends` ask."""
+
+    def get_source(self, environment: jinja2.Environment, template: str) -> Any:
+        raise TemplateFault("reads another file")
+
+
+def _only_data(value: object) -> object:
+    """What a template prints. A method without its parentheses prints an address, another each
+    time."""
+    if not isinstance(value, str) and callable(value) and not isinstance(value, jinja2.Undefined):
+        raise TemplateFault("prints a piece of a program, not its text")
+    return value
+
+
 def _environment(day: str) -> jinja2.Environment:
     environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
+        loader=_NoFiles(),
+        finalize=_only_data,
     )
     environment.filters["tojson"] = _tojson
     environment.filters["random"] = _draw

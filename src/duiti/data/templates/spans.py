@@ -43,6 +43,9 @@ class Found:
     """Sentences without content, to be counted over the rows."""
 
 
+_SAID = ("content", "reasoning_content", "thinking", "input")
+
+
 class TurnFinder:
     """Finds turns on one template."""
 
@@ -91,7 +94,23 @@ class TurnFinder:
             found.notes |= lost_in_answer(messages[i], prompt, answer)
         for i in trained[-1:]:
             found.notes |= lost_in_prompt(messages[:i], tools, found.turns[-1].prompt)
+        if any("rewrites" in note for note in found.notes):
+            self._refuse_arisen(dicts[: trained[-1] + 1], tools)
         return found
+
+    def _refuse_arisen(self, dicts: Sequence[dict[str, Json]], tools: Sequence[Json]) -> None:
+        """A template that rewrites text can make control tokens of it (`|lower`, `|replace`): then
+        there are more of them than where the same messages say nothing."""
+        pattern = self._control.pattern
+        if pattern is None or self._control.mode == "allow":
+            return
+        silent = [{**item, **{key: "zqxtext" for key in _SAID if item.get(key)}} for item in dicts]
+        texts = [self.renderer.render(each, tools, cue=False) for each in (dicts, silent)]
+        said, written = (len(pattern.findall(text)) for text in texts)
+        if said > written:
+            raise RowError(
+                f"the template {self.renderer.spec.name} makes a control token of a message's text"
+            )
 
     def _produced(self, row: _Row, prompt: str, finished: str, notes: set[str]) -> str:
         """The text that follows the prompt in the finished conversation."""

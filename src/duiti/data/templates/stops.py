@@ -112,13 +112,17 @@ class Stops:
         shared = shared_length(finished, continued)
         in_both = [m for m in self._pattern.finditer(finished) if m.end() <= shared]
         if in_both:
-            return Stop(in_both[-1].group())
+            # The last one, as closing a call comes before closing the turn; but never behind the
+            # tokenizer's own end, where generation stops.
+            texts = [found.group() for found in in_both]
+            eos = self._renderer.spec.special_tokens.get("eos_token")
+            return Stop(eos if eos in texts else texts[-1])
         first = self._pattern.search(finished)
         # A template that always writes the cue for an answer ends none by it.
         if first and not prompt.endswith(finished[first.start() :]):
             return Stop(first.group())
         opener = self._pattern.search(continued)
-        if opener is None:
+        if opener is None or opener.group() == self._renderer.spec.special_tokens.get("bos_token"):
             return None
         before = continued[: opener.start()]
         if before.strip() != finished.strip():

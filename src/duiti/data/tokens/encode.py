@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tokenizers import Tokenizer
 
-from duiti.data.templates.control import OPEN, AddedToken, Control, Mode
+from duiti.data.templates.control import OPEN, AddedToken, Control, Mode, split_marked
 from duiti.data.templates.render import Renderer, TemplateFault, TemplateSpec
 from duiti.data.templates.spans import TrainOn, TurnFinder
 from duiti.data.tokens.text_encoder import TextEncoder
@@ -105,6 +105,13 @@ class Encoder:
             tokens, self.renderer.literals, mode=options.special_tokens, stop=spec.stop
         )
         self._finder = TurnFinder(self.renderer, self._control, train_on=options.train_on)
+        self._hard_ids: frozenset[int] = frozenset()
+        if options.special_tokens != "allow" and _can_arise(tokenizer):
+            self._hard_ids = frozenset(
+                number
+                for number, token in tokenizer.get_added_tokens_decoder().items()
+                if self._control.is_control(token.content)
+            )
         self._texts = TextEncoder(tokenizer, is_fast=options.is_fast)
         self._eos = options.eos_token
         bos = options.bos_token
@@ -140,6 +147,8 @@ class Encoder:
             answer = self._answer_ids(turn, prompt)
             if self._bos is not None and prompt[:2] == [self._bos, self._bos]:
                 raise TemplateFault("writes the start token twice")
+            if self._hard_ids:
+                self._refuse_arisen(turn, prompt + answer)
             turns.append((prompt, answer, turn.weight))
         if self._options.train_on == "all":
             prompt, answer, weight = turns[0]
@@ -148,6 +157,15 @@ class Encoder:
         else:
             pieces = _join(turns)
         return self._cut(pieces, found.notes)
+
+    def _refuse_arisen(self, turn: Turn, ids: Sequence[int]) -> None:
+        """A normalizer can make a control token of what is none (`<|IM_END|>` in small letters)."""
+        pattern = self._control.pattern
+        assert pattern is not None
+        parts = split_marked(turn.prompt + turn.answer)
+        written = sum(len(pattern.findall(part)) for part, is_text in parts if not is_text)
+        if sum(token in self._hard_ids for token in ids) > written:
+            raise RowError("the tokenizer makes a control token of a message's text")
 
     def _answer_ids(self, turn: Turn, prompt: list[int]) -> list[int]:
         texts = self._texts
@@ -188,6 +206,12 @@ class Encoder:
         spans[-1:] = [(start, end, weight)] if end > start else []
         end = spans[-1][1] if spans else 0
         return Piece(piece.ids[:end], spans)
+
+
+def _can_arise(tokenizer: Tokenizer) -> bool:
+    """Whether added tokens are looked for in normalized text, which may have become one."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    return tokenizer.normalizer is not None and any(token.normalized for token in added)
 
 
 def _join(turns: Sequence[tuple[list[int], list[int], float]]) -> list[Piece]:
