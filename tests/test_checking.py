@@ -255,7 +255,7 @@ def test_a_folder_gives_its_train_files_and_validates_with_its_validation_files(
     write_rows(folder / "validation.jsonl", PAIRS[14:17])
     write_rows(folder / "test.jsonl", PAIRS[17:])
     report = Checked(capfd, folder, "-m", llama_dir, "--json").report
-    assert (report["kept"], report["val_examples"], report["val"]["rows"]) == (14, 3, 3)
+    assert (report["kept"], report["val_examples"], report["val_data"]["rows"]) == (14, 3, 3)
     said = Checked(capfd, folder, "-m", llama_dir).out
     assert "not read: " in said
     assert "test.jsonl" in said
