@@ -36,7 +36,8 @@ from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "prepare.json"
-README = Path(__file__).parent.parent / "docs" / "data.md"
+PAGES = [Path(__file__).parent.parent / "docs" / name for name in ("data.md", "data.zh-CN.md")]
+BEGIN, END = "<!-- prepare: made by benchmarks/prepare.py -->", "<!-- /prepare -->"
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -80,7 +81,21 @@ def main() -> None:
     }
     print(_table(found))
     if arguments.write:
-        RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        _write(found)
+
+
+def _write(found: dict[str, Any]) -> None:
+    """Keep the numbers, beside those of other row counts on the same machine, and show them."""
+    if RESULTS.exists():
+        before = json.loads(RESULTS.read_text(encoding="utf-8"))
+        if {**before["machine"], "trl": ""} == {**found["machine"], "trl": ""}:
+            found["rows"] = {**before["rows"], **found["rows"]}
+            found["machine"]["trl"] = found["machine"]["trl"] or before["machine"]["trl"]
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    for page in PAGES:
+        start, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        text = f"{start}{BEGIN}\n{_table(found)}\n{END}{rest.split(END)[1]}"
+        page.write_text(text, encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -236,7 +251,11 @@ CHILDREN = {"duiti": _duiti, "bare": _bare, "trl": _trl}
 
 
 def _table(found: dict[str, Any]) -> str:
+    machine = found["machine"]
     lines = [
+        f"{machine['processor']}, {machine['cores']} cores, tokenizers {machine['tokenizers']}, TRL"
+        f" {machine['trl']}; medians, two processes each:",
+        "",
         "| rows | duiti rows/s | bare encoder | TRL | × bare | × TRL | duiti peak memory |",
         "|---|---|---|---|---|---|---|",
     ]
