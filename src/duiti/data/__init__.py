@@ -1,1 +1,4 @@
-"""From files to batches: read, formats, template, spans, encode, ledger, split, batch, preview."""
+"""From files to batches. `prepare` and `dataset` put the packages to work:
+
+reading → rows → templates → tokens → storage, beside them repeats (duplicates) and showing (pages).
+"""

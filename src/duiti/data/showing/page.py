@@ -45,7 +45,7 @@ class LedgerLine:
     rejected: int
     """Rows that cannot be used."""
     not_selected: int
-    """Rows that a filter or a count leaves out."""
+    """Rows that a filter leaves out."""
     tokens: int
     """supervised + context + cut + dropped_tokens + held_out_tokens."""
     supervised: int

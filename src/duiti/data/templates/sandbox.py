@@ -3,7 +3,7 @@
     template = compile_template(source, day="2026-03-31")
     with limited_time():
         text = template.render(…)
-    words = literal_text(source)
+    words = literal_text(template, source)
 
 A template is a program that came with a model. The environment is that of transformers'
 `apply_chat_template`, name for name (a test holds them equal), with three differences: the date is

@@ -1,6 +1,6 @@
 """What of a rendered conversation the model must produce: found by rendering, on any template.
 
-    finder = TurnFinder(renderer, control, rules)
+    finder = TurnFinder(renderer, control, train_on="assistant")
     found = finder.find(sample)         # found.turns: one Turn per trained answer; found.notes
 
 For the answer at message i, serving would send `render(messages[:i], add_generation_prompt=True)`;
