@@ -155,6 +155,8 @@ class Batch:
     """[N] int64 positions whose next token is trained."""
     targets: torch.Tensor
     """[N] int64 those next tokens."""
+    documents: tuple[TokenIds, ...]
+    """[D] ids of each document as they were given: to know one by without asking a GPU."""
     weights: torch.Tensor | None = None
     """[N] float32 of each target in the loss; None: all are 1."""
 

@@ -90,6 +90,7 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
         cu_seqlens=tuple(borders.tolist()),
         supervised=tensor(trained - 1),
         targets=tensor(labels[trained]),
+        documents=tuple(row.input_ids for row in rows),
         weights=_weights(rows, trained, device),
     )
 
