@@ -5,6 +5,7 @@ The reference is plain transformers on one document at a time.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,11 +13,15 @@ import pytest
 import torch
 import transformers as hf
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.functional import cross_entropy
 
+from duiti.config import LoraConfig
 from duiti.data.batch import collate
 from duiti.errors import DuitiError
+from duiti.model import attention, document_attention
 from duiti.model.attention import packed_attention
+from duiti.model.lora import add_lora, find_targets
 from duiti.model.sft_model import SFTModel, can_pack, probe_rows
 from duiti.types import Batch, Example, Origin
 
@@ -277,6 +282,28 @@ def test_logits_changed_in_an_unknown_way_are_refused() -> None:
     model.lm_head.register_forward_hook(lambda module, given, output: output * 1.5)
     with pytest.raises(DuitiError, match="cannot be reproduced"):
         can_pack(model, probe())
+
+
+@pytest.mark.parametrize("name", [*PACKED, "gpt2", "lora"])
+def test_no_micro_batch_waits_for_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have shapes and no numbers: whatever has to know one, for a Python value or for
+    the shape of a result, raises here, and would wait for all work before it on a GPU. The
+    attention is the one of CUDA, its kernel included."""
+    monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    model = make("llama" if name == "lora" else name).to(torch.bfloat16)
+    if name == "lora":
+        add_lora(model, find_targets(model, "all-linear"), LoraConfig(rank=2), seed=0)
+    mode = FakeTensorMode()
+    with FakeCopyMode(mode):
+        fake, batch = copy.deepcopy((model, collate(documents())))
+    try:
+        with mode:
+            loss, _ = SFTModel(fake, compute_dtype=torch.bfloat16)(batch)
+            loss.backward()
+    finally:
+        document_attention._borders_on.cache_clear()
+        document_attention._band.cache_clear()
+    assert any(p.grad is not None for p in fake.parameters())
 
 
 @pytest.mark.parametrize(
