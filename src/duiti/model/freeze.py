@@ -82,7 +82,7 @@ def _last_modules(model: PreTrainedModel, config: Config) -> list[nn.Module]:
         )
     modules: list[nn.Module] = list(layers)[len(layers) - wanted :]
     if config.last_n.train_norm:
-        modules.append(_final_norm(model, layers))
+        modules.append(final_norm(model, layers))
     if config.last_n.train_head:
         head = model.get_output_embeddings()
         if model.config.tie_word_embeddings:
@@ -95,7 +95,7 @@ def _last_modules(model: PreTrainedModel, config: Config) -> list[nn.Module]:
     return modules
 
 
-def _final_norm(model: PreTrainedModel, layers: nn.ModuleList) -> nn.Module:
+def final_norm(model: PreTrainedModel, layers: nn.ModuleList) -> nn.Module:
     """The norm behind the last layer: a sibling of the stack that holds vectors only."""
     decoder = next(m for m in model.modules() if layers in m.children())
     siblings = list(decoder.children())

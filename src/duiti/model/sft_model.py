@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel
 from duiti.errors import DuitiError
 from duiti.model.attention import packed_attention
 from duiti.model.loss import LogitShape, supervised_loss
+from duiti.model.trunk import Trunk
 from duiti.types import Batch, Example
 
 
@@ -37,6 +39,9 @@ class SFTModel(nn.Module):
         model: any transformers causal language model.
         compute_dtype: of the matrix products; parameters keep their own.
         is_packed: run the documents of a batch together; otherwise one by one.
+
+    `trunk` may be set to what `choose_trunk` returns: then the frozen layers below the first
+    trained one run once for each document that it knows.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class SFTModel(nn.Module):
         self.model = model
         self.compute_dtype = compute_dtype
         self.is_packed = is_packed
+        self.trunk: Trunk | None = None
         self.logit_shape = logit_shape(model)
         # transformers finds the one or the other, by name, depending on the architecture.
         decoder = model.get_decoder() if model.get_decoder() is not model else model.base_model
@@ -62,10 +68,7 @@ class SFTModel(nn.Module):
         """The weighted sum of the supervised losses in nats (float32 scalar), and what to divide
         it by: the sum of their weights (float64), or where there are none their number (int)."""
         weight_sum = batch.num_supervised if batch.weights is None else _sum(batch.weights)
-        device = batch.input_ids.device
-        is_low = self.compute_dtype != torch.float32
-        with torch.autocast(device.type, self.compute_dtype) if is_low else nullcontext():
-            hidden = self.hidden_states(batch)[batch.supervised]
+        hidden = self.hidden_states(batch)[batch.supervised]
         head = self.model.get_output_embeddings()
         # A hidden state in the compute dtype: the projection is the largest product of all.
         loss = supervised_loss(
@@ -80,22 +83,40 @@ class SFTModel(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """[T, D] output of the backbone, final norm included."""
-        if self.is_packed:
-            with packed_attention(self.model):
-                return self._backbone(batch.input_ids, batch.position_ids, batch.cu_seqlens)
-        parts = [
-            self._backbone(batch.input_ids[start:end], batch.position_ids[start:end], None)
-            for start, end in _documents(batch)
-        ]
-        return torch.cat(parts)
+        below = None if self.trunk is None else self.trunk.states(batch, self._run)
+        return self._run(batch.input_ids, batch.position_ids, batch.cu_seqlens, below)
+
+    def _run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cu_seqlens: tuple[int, ...],
+        below: Tensor | None = None,
+    ) -> Tensor:
+        """`below`: [T, D] output of the trunk; None: the trunk runs too."""
+        is_low = self.compute_dtype != torch.float32
+        with torch.autocast(ids.device.type, self.compute_dtype) if is_low else nullcontext():
+            if self.is_packed:
+                with packed_attention(self.model):
+                    return self._backbone(ids, positions, cu_seqlens, below)
+            parts = []
+            for start, end in pairwise(cu_seqlens):
+                own = None if below is None else below[start:end]
+                parts.append(self._backbone(ids[start:end], positions[start:end], None, own))
+            return torch.cat(parts)
 
     def _backbone(
-        self, ids: Tensor, positions: Tensor, cu_seqlens: tuple[int, ...] | None
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cu_seqlens: tuple[int, ...] | None,
+        below: Tensor | None,
     ) -> Tensor:
         extra = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
-        output = self._decoder(
-            input_ids=ids[None], position_ids=positions[None], use_cache=False, **extra
-        )
+        with nullcontext() if self.trunk is None or below is None else self.trunk.cut.above(below):
+            output = self._decoder(
+                input_ids=ids[None], position_ids=positions[None], use_cache=False, **extra
+            )
         return cast(Tensor, output.last_hidden_state[0])
 
 
