@@ -78,6 +78,7 @@ CASES: list[tuple[str, dict[str, Any], Any]] = [
     ("weight_decay", {}, 0.5),
     ("max_grad_norm", {}, 1e-3),
     ("dtype", {}, "bfloat16"),
+    ("quantize", {}, "nf4"),
     ("device", {}, "cuda:63"),
     ("eval_every", {"val": "30%"}, 2),
     ("seed", {}, 1),

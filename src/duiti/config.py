@@ -25,6 +25,7 @@ Auto = Literal["auto"]
 Method = Literal["lora", "last-n", "full"]
 Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["float32", "bfloat16"]
+Quantize = Literal["none", "nf4"]
 
 SYNONYMS = {
     "lr": "learning_rate",
@@ -48,6 +49,8 @@ SYNONYMS = {
     "lora_dropout": "lora.dropout",
     "lora_target_modules": "lora.target_modules",
     "torch_dtype": "dtype",
+    "load_in_4bit": "quantize",
+    "quantization_bit": "quantize",
     "warmup": "warmup_steps",
     "clip_grad": "max_grad_norm",
 }
@@ -164,6 +167,9 @@ class Config(_Section):
     dtype: Auto | Dtype = "auto"
     """Of the matrix products. `auto`: bfloat16 where this machine multiplies it faster. What is
     trained, and the optimizer, are float32 in either."""
+    quantize: Quantize = "none"
+    """Keep the frozen base in four bits (`nf4`; QLoRA): an eighth of float32's memory. Adapters
+    only; needs the extra `duiti[qlora]`."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`. `auto`: CUDA where there is one, else the CPU."""
     eval_every: Auto | Annotated[int, Field(ge=1)] = "auto"
@@ -206,6 +212,11 @@ class Config(_Section):
         ]
         if dead:
             raise ValueError(f"{dead[0]}.* has no effect with method: {self.method}")
+        if self.quantize != "none" and self.method != "lora":
+            raise ValueError(
+                f"quantize: {self.quantize} keeps the base frozen in four bits, so only adapters"
+                f" can be trained on it (method: lora, not {self.method})"
+            )
         return self
 
 

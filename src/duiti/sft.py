@@ -19,7 +19,8 @@ from duiti.eval.evaluate import held_out_loss
 from duiti.infer.model import Model, stop_ids_of
 from duiti.material import check_ids, raise_refusals, read_material
 from duiti.model.freeze import choose_trained
-from duiti.model.load import load_model, num_embeddings
+from duiti.model.load import choose_device, load_model, num_embeddings
+from duiti.model.quantize import require_nf4
 from duiti.model.sft_model import SFTModel, can_pack, probe_rows
 from duiti.plan import is_val_due, settle, step_plan
 from duiti.record import Outcome, before_samples, write_end, write_start
@@ -47,6 +48,8 @@ def finetune(
     """
     talk = talk or Talk()
     started = time.perf_counter()
+    if config.quantize == "nf4":
+        require_nf4(choose_device(config.device))
 
     with preparing(talk) as watch:
         material = read_material(config, rows=rows, say=watch.say, report=watch.report)
@@ -58,7 +61,8 @@ def finetune(
 
     torch.manual_seed(config.seed)
     compute_dtype = getattr(torch, config.dtype)
-    model = load_model(material.source, dtype=compute_dtype, device=config.device)
+    model = load_model(material.source, dtype=compute_dtype, device=config.device,
+                       quantize=config.quantize)  # fmt: skip
     check_ids(material, num_embeddings(model))
     probe = [row for store in (material.train, material.val)
              for row in probe_rows(model, store, lengths=store.lengths)]  # fmt: skip

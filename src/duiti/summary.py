@@ -9,7 +9,7 @@ from duiti.data.ledger import Ledger
 from duiti.material import Material
 from duiti.model.freeze import Trained
 from duiti.record import Outcome
-from duiti.training.log import Talk, clock, gigabytes
+from duiti.training.log import Talk, clock, gigabytes, megabytes
 from duiti.training.step import StepPlan
 
 MAX_NAME = 32
@@ -96,6 +96,8 @@ def say_plan(
 
     talk.say("template", f"{config.template}{reason('template')}")
     talk.say("model", f"{config.model} in {config.dtype} on {config.device}{reason('dtype')}")
+    if config.quantize == "nf4":
+        talk.say("base", _quantised(config, trained))
     what = {
         "lora": f"lora, rank {config.lora.rank}, alpha {config.lora.alpha:g}",
         "last-n": f"the last {config.last_n.layers} layers",
@@ -109,6 +111,17 @@ def say_plan(
     if not is_packed:
         updates += " · rows run one by one: this architecture cannot keep them apart in a batch"
     talk.say("plan", updates)
+
+
+def _quantised(config: Config, trained: Trained) -> str:
+    """Memory of a base in four bits, beside what it would be without them."""
+    width_bytes = 2 if config.dtype == "bfloat16" else 4
+    plain = (trained.total - trained.num_parameters) * width_bytes
+    kept, plain_text = megabytes(trained.frozen_bytes), megabytes(plain)
+    return (
+        f"{kept} instead of {plain_text} in {config.dtype}: linear layers in NF4 (4.1 bits a"
+        " weight); embedding, head and norms as they are"
+    )
 
 
 def say_end(folder: Path, outcome: Outcome, seconds: float, talk: Talk) -> None:

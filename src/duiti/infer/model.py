@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from duiti.config import parse_yaml
+from duiti.config import Quantize, parse_yaml
 from duiti.data.jobs import day, prompt_service
 from duiti.data.rows.messages import read_messages
 from duiti.data.templates.control import Mode
@@ -189,6 +189,7 @@ def load(
     *,
     device: str = "auto",
     dtype: torch.dtype | None = None,
+    quantize: Quantize | None = None,
     template: str = "auto",
     trust_remote_code: bool = False,
 ) -> Model:
@@ -196,6 +197,8 @@ def load(
 
     Args:
         dtype: default: that of the run; float32 for a base model.
+        quantize: how the base is kept; default: as in training, so that the answers are those of
+            the model that was trained and measured; none for a base model.
         template: for a base model only; a run has its own.
 
     Raises:
@@ -204,33 +207,37 @@ def load(
     """
     device = choose_device(device)
     if isinstance(name, Run):
-        return _load_run(name, device, dtype, trust_remote_code)
+        return _load_run(name, device, dtype, quantize, trust_remote_code)
     path = Path(name).expanduser()
     if is_run(path) or (not path.exists() and is_run(Path("runs") / path)):
-        return _load_run(open_run(name), device, dtype, trust_remote_code)
+        return _load_run(open_run(name), device, dtype, quantize, trust_remote_code)
+    dtype, quantize = dtype or torch.float32, quantize or "none"
     if (path / CONFIG_FILE).is_file():
-        return _load_peft(path, device, dtype or torch.float32, template, trust_remote_code)
+        return _load_peft(path, device, dtype, quantize, template, trust_remote_code)
     source = resolve(str(name), trust_remote_code=trust_remote_code)
-    hf = load_model(source, dtype=dtype or torch.float32, device=device)
+    hf = load_model(source, dtype=dtype, device=device, quantize=quantize)
     tokenizer = load_tokenizer(source)
     bound = load_template(template, tokenizer)
     return Model(hf, bound, stop_ids=stop_ids_of(hf, bound), name=source.name)
 
 
-def _load_run(run: Run, device: str, dtype: torch.dtype | None, trust: bool) -> Model:
+def _load_run(
+    run: Run, device: str, dtype: torch.dtype | None, quantize: Quantize | None, trust: bool
+) -> Model:
     config = run.config
+    quantize = quantize or config.quantize
     dtype = dtype or getattr(torch, config.dtype)
     own = ModelSource(run.name, str(run.path), True, trust)
     template = load_saved_template(run.path, load_tokenizer(own))
     if config.method == "lora":
         base = resolve(config.model, trust_remote_code=trust)
-        hf = load_model(base, dtype=dtype, device=device)
+        hf = load_model(base, dtype=dtype, device=device, quantize=quantize)
         lora, _ = read_adapter_config(run.path)
         load_adapter(hf, run.path, lora)
         hf.generation_config = GenerationConfig.from_pretrained(run.path)
     else:
         # The run is a whole model: its base is looked for only when it is asked (`Model.base`).
-        hf = load_model(own, dtype=dtype, device=device)
+        hf = load_model(own, dtype=dtype, device=device, quantize=quantize)
     hf.requires_grad_(False)
     stop_ids = stop_ids_of(hf, template)
     return Model(
@@ -245,11 +252,13 @@ def _load_run(run: Run, device: str, dtype: torch.dtype | None, trust: bool) -> 
     )
 
 
-def _load_peft(path: Path, device: str, dtype: torch.dtype, template: str, trust: bool) -> Model:
+def _load_peft(
+    path: Path, device: str, dtype: torch.dtype, quantize: Quantize, template: str, trust: bool
+) -> Model:
     """An adapter made elsewhere: the base and the tokenizer are those that it names."""
     lora, base_name = read_adapter_config(path)
     base = resolve(base_name, trust_remote_code=trust)
-    hf = load_model(base, dtype=dtype, device=device)
+    hf = load_model(base, dtype=dtype, device=device, quantize=quantize)
     load_adapter(hf, path, lora)
     hf.requires_grad_(False)
     bound = load_template(template, load_tokenizer(base))

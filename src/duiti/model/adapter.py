@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from duiti.config import LoraConfig, explain
 from duiti.errors import DuitiError, UsageError
 from duiti.model.lora import LoRALinear, add_lora, find_targets, lora_layers
+from duiti.model.quantize import NF4Linear
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -143,7 +144,7 @@ def _short_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str]:
         name
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in short
-        and isinstance(module, nn.Linear | LoRALinear)
+        and isinstance(module, nn.Linear | NF4Linear | LoRALinear)
         and not name.endswith(".base")
     }
     return sorted(short if matched == layers.keys() else layers)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from duiti.config import Config
 from duiti.errors import UsageError
 from duiti.model.lora import add_lora, find_targets
+from duiti.model.quantize import num_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,10 @@ class Trained:
     parameters: dict[str, nn.Parameter]
     """By full name, in the model's order; each float32."""
     total: int
-    """Number of parameters of the whole model, trained or not."""
+    """Number of parameters of the whole model, trained or not; each weight is one, in however few
+    bits it is kept."""
+    frozen_bytes: int
+    """Memory of all that is not trained."""
 
     @property
     def num_parameters(self) -> int:
@@ -53,7 +57,9 @@ def choose_trained(model: PreTrainedModel, config: Config) -> Trained:
                 parameter.requires_grad_(True)
                 parameter.data = parameter.data.to(torch.float32)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return Trained(parameters, sum(p.numel() for p in model.parameters()))
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    frozen_bytes = sum(tensor.nbytes for tensor in (*frozen, *model.buffers()))
+    return Trained(parameters, num_weights(model), frozen_bytes)
 
 
 def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:

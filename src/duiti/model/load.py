@@ -3,7 +3,7 @@ for.
 
 source = resolve("tiny")                       # where it is; a path that exists is a path
 tokenizer = load_tokenizer(source)
-model = load_model(source, dtype=torch.float32, device="cpu")
+model = load_model(source, dtype=torch.float32, device="cpu")      # quantize="nf4": see `quantize`
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from duiti import tiny
+from duiti.config import Quantize
 from duiti.errors import DuitiError, UsageError, did_you_mean
+from duiti.model.quantize import quantize_layers, require_nf4
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -95,6 +97,7 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
         )
     except Exception as error:  # somebody else's file, read by somebody else's code
         raise _unloadable(source, error) from None
+    _refuse_packed(source, config)
     return config
 
 
@@ -144,12 +147,23 @@ def _stderr_kept() -> Iterator[IO[bytes]]:
                 os.write(2, piece)
 
 
-def load_model(source: ModelSource, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """The model with all weights in `dtype`, in evaluation mode."""
+def load_model(
+    source: ModelSource, *, dtype: torch.dtype, device: str, quantize: Quantize = "none"
+) -> PreTrainedModel:
+    """The model with all weights in `dtype`, in evaluation mode.
+
+    Args:
+        quantize: `nf4` keeps its linear layers in four bits, made from the numbers that are in the
+            files: the same ones whatever `dtype` the rest has, and the products are made in.
+    """
+    config = load_config(source)
+    if quantize == "nf4":
+        require_nf4(device)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location,
-            dtype=dtype,
+            config=config,
+            dtype=dtype if quantize == "none" else "auto",
             trust_remote_code=source.trust_remote_code,
             local_files_only=source.is_local,
             use_safetensors=True,
@@ -167,6 +181,12 @@ def load_model(source: ModelSource, *, dtype: torch.dtype, device: str) -> PreTr
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise DuitiError(f"{source.name}: the tensor {name} holds numbers that are not finite")
+    if quantize == "nf4":
+        stored = model.dtype
+        quantize_layers(model, device=device)
+        for parameter in model.parameters():
+            if parameter.dtype == stored:  # others, transformers keeps in float32 on purpose
+                parameter.data = parameter.data.to(dtype)
     nn.Module.to(model, device)  # transformers' own wrapper is typed for something else
     model.eval()
     return model
@@ -202,6 +222,18 @@ def longest_text(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -
     stated = (positions, tokenizer.model_max_length)  # by files that may say anything
     limits = [n for n in stated if isinstance(n, int | float) and 0 < n < 10**9]
     return int(min(limits)) if limits else 10**9
+
+
+def _refuse_packed(source: ModelSource, config: PreTrainedConfig) -> None:
+    """Weights that bitsandbytes has packed are no numbers to adapt, to merge or to write again."""
+    values = getattr(config, "quantization_config", None)  # a file may say anything, or nothing
+    method = values.get("quant_method") if isinstance(values, dict) else None
+    if method == "bitsandbytes":
+        raise UsageError(
+            f"{source.name} holds weights that bitsandbytes has packed already",
+            why="what was lost on the way cannot be had back when the adapter is merged",
+            fix="name the model that it was made from, with --quantize nf4",
+        )
 
 
 def _unloadable(source: ModelSource, error: Exception) -> DuitiError:

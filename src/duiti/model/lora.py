@@ -23,25 +23,30 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from duiti.config import LoraConfig
-from duiti.errors import UsageError, did_you_mean
+from duiti.errors import DuitiError, UsageError, did_you_mean
+from duiti.model.quantize import NF4Linear
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer and its low-rank update."""
 
-    def __init__(self, base: nn.Linear, *, rank: int, scale: float, dropout: float) -> None:
+    def __init__(
+        self, base: nn.Linear | NF4Linear, *, rank: int, scale: float, dropout: float
+    ) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scale = scale
         self.dropout = dropout
         self.is_on = True
-        device = base.weight.device
+        device = base.device if isinstance(base, NF4Linear) else base.weight.device
         shape_a, shape_b = (rank, base.in_features), (base.out_features, rank)
         self.lora_A = nn.Parameter(torch.zeros(shape_a, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(shape_b, dtype=torch.float32, device=device))
 
     @classmethod
-    def from_base(cls, base: nn.Linear, config: LoraConfig, *, seed: int, name: str) -> LoRALinear:
+    def from_base(
+        cls, base: nn.Linear | NF4Linear, config: LoraConfig, *, seed: int, name: str
+    ) -> LoRALinear:
         """Wrap a layer; A's start depends on `seed` and `name` only.
 
         Raises:
@@ -78,7 +83,14 @@ class LoRALinear(nn.Module):
     def merge(self) -> nn.Linear:
         """The plain layer with W + s · B A: summed in float32, rounded once to W's dtype.
 
-        This object is spent afterwards: its base *is* the merged layer."""
+        This object is spent afterwards: its base *is* the merged layer.
+
+        Raises:
+            DuitiError: W is in four bits, which the sum is not.
+        """
+        if isinstance(self.base, NF4Linear):
+            what = "an adapter cannot be merged into a base in four bits"
+            raise DuitiError(what, fix="load the run with quantize='none'")
         weight = self.base.weight
         weight.copy_((weight.float() + self.delta()).to(weight.dtype))
         self.lora_B.zero_()
@@ -100,7 +112,7 @@ def find_targets(model: PreTrainedModel, wanted: tuple[str, ...] | str) -> list[
         embedding.
     """
     head = model.get_output_embeddings()
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | NF4Linear)}
     if wanted == "all-linear":
         found = [name for name, module in linear.items() if module is not head]
         if not found:
@@ -139,7 +151,7 @@ def add_lora(
     layers = {}
     for name in names:
         base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)  # find_targets returns nothing else
+        assert isinstance(base, nn.Linear | NF4Linear)  # find_targets returns nothing else
         layers[name] = LoRALinear.from_base(base, config, seed=seed, name=name)
         _replace(model, name, layers[name])
     return layers

@@ -104,6 +104,10 @@ class NF4Linear(nn.Module):
             bias = nn.Parameter(bias.detach().to(device))
         return cls(weight.T if is_transposed else weight, bias, is_transposed=is_transposed)
 
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
     def weight_as(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in] that the four bits stand for: table entry times maximum in float32,
         rounded to `dtype`."""

@@ -190,6 +190,11 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
+def megabytes(count: int) -> str:
+    """`4.6 MB`, from a thousand of them on `4.6 GB` (decimal)."""
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else gigabytes(count)
+
+
 def clock(seconds: float) -> str:
     """`1:05`, `2:10:00`."""
     minutes, s = divmod(round(seconds), 60)
