@@ -139,7 +139,8 @@ class Config(_Section):
     strict: bool = False
     """Refuse the data for whatever is a warning otherwise, such as duplicates."""
     cache: bool = True
-    """Keep prepared data for the next run with the same files, model and settings."""
+    """Keep prepared data for the next run with the same files, model and settings; and, while a run
+    lasts, what frozen layers below all trained ones give for each row."""
     workers: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Processes that prepare data. `auto`: one per CPU core, and one for little data."""
     method: Method = "lora"

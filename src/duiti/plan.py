@@ -3,6 +3,7 @@ reason.
 
 config, reasons = settle(config, material)      # no `auto` is left
 plan = step_plan(config, len(material.train))
+rows = recurring_rows(config, material)
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import math
 
 from duiti.config import Config
+from duiti.data.batch import epoch_updates
+from duiti.data.storage.store import ExampleStore
 from duiti.material import Material
 from duiti.model.load import choose_device
 from duiti.model.precision import choose_dtype
@@ -90,6 +93,17 @@ def step_plan(config: Config, num_examples: int) -> StepPlan:
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
     )
+
+
+def recurring_rows(config: Config, material: Material) -> list[ExampleStore]:
+    """Rows that go through the model more than once, each set in the order of their first time."""
+    num_train, found = len(material.train), []
+    if total_steps(config, num_train) > math.ceil(num_train / config.batch_size):
+        updates = epoch_updates(num_train, config.batch_size, seed=config.seed, epoch=0)
+        found.append(material.train.select([row for update in updates for row in update]))
+    if material.val:  # measured before training and at its end, at least
+        found.append(material.val)
+    return found
 
 
 def is_val_due(step: int, config: Config, total: int) -> bool:

@@ -12,17 +12,20 @@ import time
 from collections.abc import Iterable, Mapping
 
 import torch
+from transformers import PreTrainedModel
 
 from duiti.config import Config
 from duiti.data.batch import collate
+from duiti.data.storage.store import ExampleStore
 from duiti.eval.evaluate import held_out_loss
 from duiti.infer.model import Model, stop_ids_of
 from duiti.material import check_ids, raise_refusals, read_material
+from duiti.model.choose_trunk import choose_trunk
 from duiti.model.freeze import choose_trained
 from duiti.model.load import choose_device, load_model, num_embeddings
 from duiti.model.quantize import require_nf4
 from duiti.model.sft_model import SFTModel, can_pack, probe_rows
-from duiti.plan import is_val_due, settle, step_plan
+from duiti.plan import is_val_due, recurring_rows, settle, step_plan
 from duiti.record import Outcome, before_samples, write_end, write_start
 from duiti.run import Run, new_run_folder
 from duiti.summary import say_data, say_end, say_plan
@@ -30,7 +33,7 @@ from duiti.training.log import RunLog, Talk, preparing
 from duiti.training.optim import make_optimizer
 from duiti.training.save import save_weights
 from duiti.training.step import train_steps
-from duiti.types import Json
+from duiti.types import Batch, Json
 
 
 def finetune(
@@ -64,14 +67,17 @@ def finetune(
     model = load_model(material.source, dtype=compute_dtype, device=config.device,
                        quantize=config.quantize)  # fmt: skip
     check_ids(material, num_embeddings(model))
-    probe = [row for store in (material.train, material.val)
-             for row in probe_rows(model, store, lengths=store.lengths)]  # fmt: skip
-    is_packed = can_pack(model, collate(probe, config.device))
+    probe = _probe(model, [material.train, material.val], config.device)
+    is_packed = can_pack(model, probe)
     trained = choose_trained(model, config)
     sft = SFTModel(model, compute_dtype=compute_dtype, is_packed=is_packed)
     optimizer = make_optimizer(trained.parameters.values(), weight_decay=config.weight_decay)
     plan = step_plan(config, len(material.train))
-    say_plan(config, reasons, trained, plan, is_packed=is_packed, talk=talk)
+    again = recurring_rows(config, material)
+    if again:
+        probe = _probe(model, again, config.device)
+    sft.trunk, frozen = choose_trunk(sft, again, probe, folder, config)
+    say_plan(config, reasons, trained, plan, is_packed=is_packed, frozen=frozen, talk=talk)
 
     stops = frozenset(material.prepared[0].account.stops)
     stop_ids = stop_ids_of(model, material.template) | stops
@@ -93,3 +99,9 @@ def finetune(
     write_end(folder, config, material, outcome)
     say_end(folder, outcome, time.perf_counter() - started, talk)
     return Run(folder)
+
+
+def _probe(model: PreTrainedModel, stores: list[ExampleStore], device: str) -> Batch:
+    """A few rows of each store, to try on the model what holds for all of them."""
+    rows = [row for store in stores for row in probe_rows(model, store, lengths=store.lengths)]
+    return collate(rows, device)

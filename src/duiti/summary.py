@@ -86,9 +86,14 @@ def say_plan(
     plan: StepPlan,
     *,
     is_packed: bool,
+    frozen: str,
     talk: Talk,
 ) -> None:
-    """What will be done, each choice with its reason."""
+    """What will be done, each choice with its reason.
+
+    Args:
+        frozen: what becomes of the layers below the first trained one, where there are any.
+    """
 
     def reason(*keys: str) -> str:
         found = [reasons[key] for key in keys if key in reasons]
@@ -104,6 +109,8 @@ def say_plan(
         "full": "everything",
     }[config.method]
     talk.say("trains", f"{what}: {trained.describe()}")
+    if frozen:
+        talk.say("frozen", frozen)
     rate = f"{plan.rate.peak:g}, {plan.rate.schedule}, {plan.rate.warmup_steps} warm-up updates"
     talk.say("rate", f"{rate}{reason('learning_rate')}")
     epochs = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
