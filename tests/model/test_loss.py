@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from duiti.model import loss as loss_module
-from duiti.model.loss import LogitShape, supervised_loss
+from duiti.model import head as head_module
+from duiti.model import trained_head as trained_module
+from duiti.model.head import LogitShape
+from duiti.model.loss import supervised_loss
 
 N, D, V = 37, 16, 53
 SHAPES = [
@@ -56,7 +58,8 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
     assert (found.double() - expected).abs().max() <= TOLERANCE * scale
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 5, 1000])
+@pytest.mark.parametrize("is_head_trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("tile", [(1, 7), (5, 1000), (1000, 20)])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("weights", [None, mixed_weights()], ids=["plain", "weighted"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -65,11 +68,14 @@ def test_loss_and_gradients_are_those_of_dense_cross_entropy(
     shape: LogitShape,
     weights: Tensor | None,
     has_bias: bool,
-    rows_at_once: int,
+    tile: tuple[int, int],
+    is_head_trained: bool,
 ) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * V * rows_at_once)
+    monkeypatch.setattr(head_module, "CPU_TILE", tile)
+    monkeypatch.setattr(trained_module, "KEPT_BYTES", 4 * V * tile[0])
     hidden, head, bias, targets = inputs()
-    ours = [t.clone().requires_grad_() for t in (hidden, head, bias)]
+    ours = [t.clone().requires_grad_(is_head_trained) for t in (hidden, head, bias)]
+    ours[0].requires_grad_()
     wide = [t.double().requires_grad_() for t in (hidden, head, bias)]
     # A factor behind the loss: gradients must carry it.
     found = supervised_loss(
@@ -80,7 +86,8 @@ def test_loss_and_gradients_are_those_of_dense_cross_entropy(
     (0.3 * expected).backward()
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=TOLERANCE)
-    for mine, reference in list(zip(ours, wide, strict=True))[: 3 if has_bias else 2]:
+    num_trained = 1 if not is_head_trained else 3 if has_bias else 2
+    for mine, reference in list(zip(ours, wide, strict=True))[:num_trained]:
         assert mine.grad is not None
         assert reference.grad is not None
         assert_near(mine.grad, reference.grad)
@@ -107,20 +114,35 @@ def test_a_common_weight_is_a_factor_of_loss_and_gradients_to_the_bit(
         assert torch.equal(mine, factor * reference)
 
 
-def test_without_weights_loss_and_gradients_are_to_the_bit_those_of_softmax_minus_onehot() -> None:
-    hidden, head, bias, targets = inputs()
-    logits = hidden @ head.T + bias
-    norm = logits.logsumexp(dim=-1, keepdim=True)
-    delta = (logits - norm).exp()
-    delta[torch.arange(N), targets] -= 1
-    expected = [
-        (norm - logits.gather(1, targets[:, None])).sum(),
-        delta @ head,
-        delta.T @ hidden,
-        delta.sum(dim=0),
-    ]
-    for mine, reference in zip(loss_and_gradients(None, torch.float32), expected, strict=True):
-        assert torch.equal(mine, reference)
+@pytest.mark.parametrize("is_head_trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_almost_certain_token_keeps_the_digits_of_its_loss_and_gradient(
+    dtype: torch.dtype, is_head_trained: bool
+) -> None:
+    """Logits are whole numbers, which bfloat16 holds exactly, so only roundings behind them count:
+    of the mass and of its product with the head, each by half a unit in the last place."""
+    head = torch.zeros(V, D)
+    head[:, 0] = torch.arange(V) % 8
+    head[3, 0] = 20.0  # the target: its odds are about e^13 against everything else together
+    hidden = torch.zeros(1, D)
+    hidden[:, 0] = 1.0
+    ours = [t.to(dtype).detach().requires_grad_() for t in (hidden, head)]
+    ours[1].requires_grad_(is_head_trained)
+    wide = [t.detach().double().requires_grad_() for t in ours]
+    target = torch.tensor([3])
+    loss = supervised_loss(ours[0], ours[1], target)
+    loss.backward()
+    expected = dense(wide[0], wide[1], None, target, LogitShape())
+    expected.backward()
+    rounding = 3 * 2.0 ** (-24 if dtype == torch.float32 else -8) + TOLERANCE
+    assert expected.item() < 1e-4
+    assert loss.item() == pytest.approx(expected.item(), rel=TOLERANCE)
+    pairs = list(zip(ours, wide, strict=True))[: 2 if is_head_trained else 1]
+    for mine, reference in pairs:
+        assert mine.grad is not None
+        assert reference.grad is not None
+        wrong = (mine.grad.double() - reference.grad).abs()
+        assert bool((wrong <= rounding * reference.grad.abs()).all())
 
 
 def test_a_whole_weight_is_that_many_repetitions() -> None:

@@ -2,35 +2,37 @@
 
     loss_sum = supervised_loss(hidden_ND, head_VD, targets_N, weights=weights_N)
 
-Legend: N supervised positions, D hidden width, V vocabulary, C rows of a chunk.
+Legend: N supervised positions, D hidden width, V vocabulary.
 
 Only supervised positions are projected onto the vocabulary (prompts are most of a batch, and V is
-most of the work). Rows are projected C at a time, the loss is formed in float32, and the gradient
-with respect to hidden states and head is formed in the same pass: softmax(z) - onehot(target),
-times the position's weight, so the backward pass is a multiplication by a scalar and logits live
-for one chunk only.
+most of the work). Logits exist as tiles of a few megabytes, which stay in the processor's cache;
+the gradient with respect to hidden states and head is formed in the same pass, so the backward pass
+is a multiplication by a scalar.
+
+With logits z, target t, maximum m, and e_v = exp(z_v - m):
+
+    others = sum of e_v over v ≠ t           loss = softplus(log others + m - z_t)
+    d loss / d z_v = e_v / (others + e_t)    for v ≠ t,    and for t: -others / (others + e_t)
+
+Written like this nothing cancels: a token that is almost certain keeps the digits of its small
+loss and gradient, in half precision too.
+
+Where the head is frozen, the gradient is a running sum as well, of e_v times the words of the head,
+as attention's output is in FlashAttention (Dao et al. 2022): each tile of the head is read once,
+for two products. A head that is trained takes two passes (`duiti.model.trained_head`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 * 2**20
-"""Of float32 logits held at once."""
+from duiti.model.head import Head, LogitShape, RunningSums, add_product, tile_sizes, times
+from duiti.model.trained_head import TrainedHead, rows_kept
 
-
-@dataclass(frozen=True, slots=True)
-class LogitShape:
-    """What an architecture does to head outputs before the softmax: z → cap·tanh(scale·z / cap)."""
-
-    scale: float = 1.0
-    """Cohere's `logit_scale`, Granite's 1 / `logits_scaling`."""
-    cap: float | None = None
-    """Gemma 2's `final_logit_softcapping`."""
+PLAIN = LogitShape()
 
 
 def supervised_loss(
@@ -40,7 +42,7 @@ def supervised_loss(
     *,
     weights: Tensor | None = None,
     bias: Tensor | None = None,
-    shape: LogitShape = LogitShape(),
+    shape: LogitShape = PLAIN,
 ) -> Tensor:
     """Sum over positions of -weight * log softmax(head @ hidden)[target], in nats, as a float32
     scalar.
@@ -52,79 +54,93 @@ def supervised_loss(
         weights: [N] float32 of each position; None: all are 1. No gradient flows to them.
         bias: [V] of the output layer, if it has one.
     """
-    loss: Tensor = _SupervisedLoss.apply(hidden, head, bias, targets, weights, shape)  # type: ignore[no-untyped-call]
+    is_head_trained = torch.is_grad_enabled() and (
+        head.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    kind = TrainedHead if is_head_trained else _FrozenHead
+    loss: Tensor = kind.apply(hidden, head, bias, targets, weights, shape)  # type: ignore[no-untyped-call]
     return loss
 
 
-class _SupervisedLoss(torch.autograd.Function):
+def working_bytes(
+    num_rows: int,
+    head: tuple[int, int],
+    dtype: torch.dtype,
+    *,
+    device: str = "cpu",
+    is_head_trained: bool = False,
+) -> int:
+    """The most that `supervised_loss` holds beside its arguments, with the gradients it returns.
+
+    Args:
+        num_rows: supervised positions.
+        head: [V, D] of the output embedding.
+        dtype: of the hidden states.
+        device: its kind, `cpu` or `cuda`.
+    """
+    num_words, width = head
+    most_rows, most_words = tile_sizes(device)
+    rows, words = min(num_rows, most_rows), min(num_words, most_words)
+    grad_hidden = dtype.itemsize * num_rows * width
+    if not is_head_trained:
+        return grad_hidden + 4 * rows * (3 * words + width)
+    rows = min(num_rows, rows_kept(num_words, dtype))
+    kept = dtype.itemsize * rows * num_words + 4 * num_words * width
+    return grad_hidden + kept + 4 * rows * (3 * words + width)
+
+
+class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
-        head: Tensor,
+        weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
         weights: Tensor | None,
         shape: LogitShape,
     ) -> Tensor:
-        needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]
-        weight = head.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if needs_head else None
-        grad_bias = None
-        if bias is not None and needs_bias:
-            grad_bias = torch.zeros_like(bias, dtype=torch.float32)
+        head = Head(weight, bias, shape)
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        chunk = max(1, CHUNK_BYTES // (4 * head.shape[0]))
-        for start in range(0, hidden.shape[0], chunk):
-            rows = hidden[start : start + chunk]
-            target = targets[start : start + chunk, None]
-            logits = (rows @ weight.T).float()
-            if bias is not None:
-                logits += bias.float()
-            logits, slope = _shape(logits, shape)
-            log_norm = logits.logsumexp(dim=-1, keepdim=True)
-            losses = log_norm - logits.gather(1, target)
-            counted = None if weights is None else weights[start : start + chunk, None].float()
-            total += (losses if counted is None else losses * counted).sum()
-            if not (needs_hidden or needs_head or needs_bias):
-                continue
-            # d loss / d logits, in the memory of the logits
-            grad = logits.sub_(log_norm).exp_()
-            grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
-            if slope is not None:
-                grad *= slope
-            if counted is not None:
-                grad *= counted
-            if grad_bias is not None:
-                grad_bias += grad.sum(dim=0)
-            low = grad.to(hidden.dtype)
-            if grad_hidden is not None:
-                torch.mm(low, weight, out=grad_hidden[start : start + chunk])
-            if grad_head is not None:
-                grad_head += low.T @ rows
-        ctx.save_for_backward(
-            grad_hidden,
-            None if grad_head is None else grad_head.to(head.dtype),
-            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
-        )
+        step = tile_sizes(hidden.device.type)[0]
+        for start in range(0, hidden.shape[0], step):
+            part = slice(start, start + step)
+            counted = None if weights is None else weights[part, None].float()
+            own_grad = None if grad is None else grad[part]
+            total += _one_pass(hidden[part], head, targets[part, None], counted, own_grad)
+        ctx.save_for_backward(grad)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_output,) = grad_outputs
-        scaled = tuple(
-            None if grad is None else grad * grad_output.to(grad.dtype)
-            for grad in ctx.saved_tensors
-        )
-        return (*scaled, None, None, None)
+        (grad,) = ctx.saved_tensors
+        return (times(grad, grad_outputs[0]), None, None, None, None, None)
 
 
-def _shape(logits: Tensor, shape: LogitShape) -> tuple[Tensor, Tensor | float | None]:
-    """Shaped logits and d shaped / d logits (None: 1)."""
-    if shape.scale != 1.0:
-        logits *= shape.scale
-    if shape.cap is None:
-        return logits, None if shape.scale == 1.0 else shape.scale
-    bounded = torch.tanh(logits / shape.cap)
-    return bounded * shape.cap, (1 - bounded.square()) * shape.scale
+def _one_pass(
+    hidden: Tensor, head: Head, target: Tensor, counted: Tensor | None, grad: Tensor | None
+) -> Tensor:
+    """The summed loss of [C, D] rows; their gradient is written to `grad`."""
+    sums = RunningSums(target)
+    pull = torch.zeros_like(hidden, dtype=torch.float32)
+    own_slope: Tensor | float = torch.ones_like(sums.own)
+    for start, end in head.tiles():
+        logits, words = head.logits(hidden, start, end)
+        logits, slope = head.shaped(logits)
+        mass, shrink = sums.add(logits, start)
+        if grad is None:
+            continue
+        if isinstance(slope, Tensor):
+            is_here, place = sums.place(start, end - start)
+            own_slope = torch.where(is_here, slope.gather(1, place), own_slope)
+            mass *= slope
+        add_product(pull.mul_(shrink), mass.to(words.dtype), words)
+    losses, share = sums.losses()
+    if grad is not None:
+        pull /= sums.total()
+        pull -= share * own_slope * head.weight[target[:, 0]].float()
+        if head.shape.cap is None:  # else the scale is part of the slope
+            pull *= head.shape.scale
+        grad.copy_(pull if counted is None else pull.mul_(counted))
+    return (losses if counted is None else losses * counted).sum()

@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 
 from duiti.errors import DuitiError
 from duiti.model.attention import packed_attention
-from duiti.model.loss import LogitShape, supervised_loss
+from duiti.model.head import LogitShape
+from duiti.model.loss import supervised_loss
 from duiti.model.trunk import Trunk
 from duiti.types import Batch, Example
 
