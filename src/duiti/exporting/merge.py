@@ -6,11 +6,15 @@
 The result opens in plain transformers (and anything that reads its format), tokenizer, template and
 stop tokens included. What is reported is measured on the files: they are loaded again and compared
 with the adapted model.
+
+An adapter that was trained on a base in four bits (`quantize: nf4`) is merged into the original
+base, which is not quite the one that it was trained on. How far the result is from the model that
+was trained is no error of the merge, but is measured and told: `report.from_quantized`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +22,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from duiti.errors import DuitiError, UsageError
+from duiti.exporting.from_quantized import (
+    AsTrained,
+    FromQuantized,
+    as_trained,
+    from_quantized,
+    log_probabilities,
+)
 from duiti.infer.model import load
 from duiti.model.load import load_config, resolve
 from duiti.model.lora import merge
@@ -29,7 +40,7 @@ MAX_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeReport:
-    """How the merged files compare with the adapted model, in float32, on fixed probe tokens."""
+    """How the merged files compare with base and adapter, in float32, on fixed probe tokens."""
 
     path: Path
     dtype: torch.dtype
@@ -39,6 +50,8 @@ class MergeReport:
     argmax_changes: int
     """Positions at which another token is the most likely one."""
     num_positions: int
+    from_quantized: FromQuantized | None = None
+    """Where the base was in four bits: how far from the model that was trained."""
 
     def as_dict(self) -> dict[str, object]:
         """The machine-readable form."""
@@ -49,16 +62,21 @@ class MergeReport:
             "mean_logprob_error": self.mean_logprob_error,
             "argmax_changes": self.argmax_changes,
             "num_positions": self.num_positions,
+            "from_quantized": asdict(self.from_quantized) if self.from_quantized else None,
         }
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return (
-            f"{self.path}: one plain model in {dtype}; against the trained one, on"
+        other = "original base and adapter" if self.from_quantized else "the trained one"
+        lines = [
+            f"{self.path}: one plain model in {dtype}; against {other}, on"
             f" {self.num_positions} tokens: log-probabilities off by {self.mean_logprob_error:.1e}"
             f" nats on average, {self.max_logprob_error:.1e} at most;"
             f" {self.argmax_changes} likeliest tokens changed"
-        )
+        ]
+        if self.from_quantized is not None:
+            lines += [str(self.from_quantized)]
+        return "\n".join(lines)
 
 
 def export_merged(
@@ -78,7 +96,12 @@ def export_merged(
     config = run.config
     base = load_config(resolve(config.model, trust_remote_code=trust_remote_code))
     dtype = dtype or (base.dtype if isinstance(base.dtype, torch.dtype) else torch.float32)
-    model = load(run, device="cpu", dtype=torch.float32, trust_remote_code=trust_remote_code)
+    trained = None
+    if config.quantize != "none":
+        trained = as_trained(run, trust_remote_code=trust_remote_code)
+    model = load(
+        run, device="cpu", dtype=torch.float32, quantize="none", trust_remote_code=trust_remote_code
+    )
     probe = probe_ids(model.hf)
     expected = log_probabilities(model.hf, probe)
     merge(model.hf)
@@ -86,7 +109,7 @@ def export_merged(
     nn.Module.to(model.hf, dtype).save_pretrained(output)
     model.tokenizer.save_pretrained(output)
     del model
-    report = _compare(output, dtype, probe, expected, trust=trust_remote_code)
+    report = _compare(output, dtype, probe, expected, trained, trust=trust_remote_code)
     if not report.max_logprob_error <= MAX_ERROR.get(dtype, 0.5):
         raise DuitiError(
             f"{output}: log-probabilities are off by up to {report.max_logprob_error:.3g} nats",
@@ -103,15 +126,14 @@ def probe_ids(model: PreTrainedModel, *, rows: int = 4, length: int = 64) -> Ten
     return torch.randint(size, (rows, length), generator=generator)
 
 
-@torch.no_grad()
-def log_probabilities(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """[rows, length, V] log-probabilities in float32, from the model's own forward pass."""
-    logits: Tensor = model.eval()(input_ids=ids, use_cache=False).logits
-    return logits.float().log_softmax(dim=-1)
-
-
 def _compare(
-    folder: Path, dtype: torch.dtype, ids: Tensor, expected: Tensor, *, trust: bool
+    folder: Path,
+    dtype: torch.dtype,
+    ids: Tensor,
+    expected: Tensor,
+    trained: AsTrained | None,
+    *,
+    trust: bool,
 ) -> MergeReport:
     # The rounded weights, computing in float32: what is measured is the rounding, not the kernels.
     again = AutoModelForCausalLM.from_pretrained(
@@ -127,4 +149,5 @@ def _compare(
         mean_logprob_error=float(error.mean()),
         argmax_changes=int((found.argmax(dim=-1) != chosen[..., 0]).sum()),
         num_positions=error.numel(),
+        from_quantized=None if trained is None else from_quantized(again, trained),
     )
