@@ -65,6 +65,7 @@ CASES: list[tuple[str, dict[str, Any], Any]] = [
     ("lora.dropout", {}, 0.5),
     ("lora.rslora", {}, True),
     ("lora.target_modules", {}, ("q_proj",)),
+    ("lora.layers", {}, 1),
     ("last_n.layers", LAST, 1),
     ("last_n.train_norm", LAST, False),
     ("last_n.train_head", LAST, True),

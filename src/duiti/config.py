@@ -48,6 +48,7 @@ SYNONYMS = {
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
     "lora_target_modules": "lora.target_modules",
+    "layers_to_transform": "lora.layers",
     "torch_dtype": "dtype",
     "load_in_4bit": "quantize",
     "quantization_bit": "quantize",
@@ -78,6 +79,9 @@ class LoraConfig(_Section):
         "all-linear"
     )
     """`all-linear` (every linear layer but the head) or names such as `q_proj,v_proj`."""
+    layers: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    """How many of the last transformer layers get adapters. With fewer than all, the layers below
+    run once per row, as with `last-n`."""
 
     @field_validator("target_modules", mode="before")
     @classmethod

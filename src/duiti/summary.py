@@ -104,7 +104,8 @@ def say_plan(
     if config.quantize == "nf4":
         talk.say("base", _quantised(config, trained))
     what = {
-        "lora": f"lora, rank {config.lora.rank}, alpha {config.lora.alpha:g}",
+        "lora": f"lora, rank {config.lora.rank}, alpha {config.lora.alpha:g}"
+        + ("" if config.lora.layers == "all" else f", on the last {config.lora.layers} layers"),
         "last-n": f"the last {config.last_n.layers} layers",
         "full": "everything",
     }[config.method]

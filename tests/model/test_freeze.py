@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,36 @@ def test_last_n_trains_exactly_the_last_layers_and_what_is_asked_for(
     sizes = {n: p.numel() for n, p in model.named_parameters()}
     assert trained.num_parameters == sum(sizes[name] for name in expected)
     assert trained.total == sum(sizes.values())
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj")])
+def test_adapters_on_the_last_layers_lie_there_and_start_as_they_would_on_all(
+    llama_dir: Path, targets: tuple[str, ...] | str
+) -> None:
+    some, all_ = load(llama_dir), load(llama_dir)
+    config = Config(lora={"target_modules": targets, "layers": 1})
+    found = choose_trained(some, config).parameters
+    everywhere = choose_trained(all_, Config(lora={"target_modules": targets})).parameters
+    assert found.keys() == {name for name in everywhere if name.startswith("model.layers.1.")}
+    assert found.keys() == {n for n, p in some.named_parameters() if p.requires_grad}
+    assert all(torch.equal(parameter, everywhere[name]) for name, parameter in found.items())
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"layers": 3}, r"lora\.layers is 3, and the model has 2"),
+        (
+            {"layers": 1, "target_modules": ("model.layers.0.self_attn.q_proj",)},
+            "names nothing in the last 1 of 2 layers",
+        ),
+    ],
+)
+def test_adapters_on_layers_that_are_not_there_are_refused(
+    llama_dir: Path, lora: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        choose_trained(load(llama_dir), Config(lora=lora))
 
 
 def test_last_n_of_gpt2_finds_its_own_names() -> None:

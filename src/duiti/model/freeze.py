@@ -49,6 +49,8 @@ def choose_trained(model: PreTrainedModel, config: Config) -> Trained:
     model.requires_grad_(False)
     if config.method == "lora":
         names = find_targets(model, config.lora.target_modules)
+        if config.lora.layers != "all":
+            names = _in_last_layers(model, names, config.lora.layers)
         add_lora(model, names, config.lora, seed=config.seed)
     else:
         modules = [model] if config.method == "full" else _last_modules(model, config)
@@ -86,7 +88,7 @@ def _last_modules(model: PreTrainedModel, config: Config) -> list[nn.Module]:
             f"last_n.layers is {wanted}, and the model has {len(layers)}",
             fix="--method full trains them all",
         )
-    modules: list[nn.Module] = list(layers)[len(layers) - wanted :]
+    modules: list[nn.Module] = list(layers)[-wanted:]
     if config.last_n.train_norm:
         modules.append(final_norm(model, layers))
     if config.last_n.train_head:
@@ -99,6 +101,24 @@ def _last_modules(model: PreTrainedModel, config: Config) -> list[nn.Module]:
             )
         modules.append(head)
     return modules
+
+
+def _in_last_layers(model: PreTrainedModel, names: list[str], wanted: int) -> list[str]:
+    """Those of the named modules that lie in the last layers."""
+    layers = transformer_layers(model)
+    if wanted > len(layers):
+        raise UsageError(
+            f"lora.layers is {wanted}, and the model has {len(layers)}",
+            fix="leave it out: all of them get adapters",
+        )
+    inside = {module for layer in list(layers)[-wanted:] for module in layer.modules()}
+    found = [name for name in names if model.get_submodule(name) in inside]
+    if not found:
+        raise UsageError(
+            f"lora.target_modules names nothing in the last {wanted} of {len(layers)} layers",
+            fix="leave lora.layers out",
+        )
+    return found
 
 
 def final_norm(model: PreTrainedModel, layers: nn.ModuleList) -> nn.Module:
