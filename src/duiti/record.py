@@ -46,6 +46,8 @@ class Outcome:
     val_after: float | None = None
     last: StepMetrics | None = None
     supervised_tokens: int = 0
+    out_of_memory: int = 0
+    """Times that memory ran out in an update."""
 
     def after(self, metrics: StepMetrics, val_loss: float | None) -> Outcome:
         """The outcome with one more update."""
@@ -54,6 +56,7 @@ class Outcome:
             last=metrics,
             val_after=self.val_after if val_loss is None else val_loss,
             supervised_tokens=self.supervised_tokens + metrics.supervised_tokens,
+            out_of_memory=self.out_of_memory + metrics.out_of_memory,
         )
 
 
@@ -134,6 +137,11 @@ def write_end(folder: Path, config: Config, material: Material, outcome: Outcome
     if outcome.val_before is not None and outcome.val_after is not None:
         results.append(
             f"- validation loss: {outcome.val_before:.4f} before, {outcome.val_after:.4f} after"
+        )
+    if outcome.out_of_memory:
+        results.append(
+            f"- memory ran out {outcome.out_of_memory} times; at the end"
+            f" {outcome.last.micro_batch_tokens} tokens at most went through the model at once"
         )
     lines = [
         "---",

@@ -1,12 +1,15 @@
 """What is said while data is prepared: how far, how fast, how long."""
 
 import io
+import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from duiti.data.meter import Progress
-from duiti.training.log import Preparing, Talk, clock, preparing, progress_line
+from duiti.training.log import Preparing, RunLog, Talk, clock, preparing, progress_line
+from duiti.training.step import StepMetrics
 
 
 def test_rate_and_time_left_are_from_what_this_run_did() -> None:
@@ -59,3 +62,26 @@ def test_a_bar_on_a_terminal_leaves_nothing_behind() -> None:
 )
 def test_a_clock_reads_as_one(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_memory_that_ran_out_is_said_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def metrics(step: int, failures: int) -> StepMetrics:
+        return StepMetrics(
+            step=step, epoch=1.0, loss=1.5, num_tokens=90, supervised_tokens=30, lr=1e-3,
+            grad_norm=1.0, tokens_per_s=100.0, peak_memory_bytes=2 * 10**9,
+            micro_batch_tokens=1024, out_of_memory=failures,
+        )  # fmt: skip
+
+    with RunLog(tmp_path, Talk(plain=True), total_steps=3) as log:
+        for step, failures in ((1, 0), (2, 1), (3, 2)):
+            log.step(metrics(step, failures))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("memory")]
+    assert len(said) == 2
+    assert "ran out in step 2;" in said[0]
+    assert "ran out 2 times in step 3;" in said[1]
+    assert "1,024 tokens at most" in said[0]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["out_of_memory"] for line in lines] == [0, 1, 2]
+    assert {line["micro_batch_tokens"] for line in lines} == {1024}

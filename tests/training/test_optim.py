@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from duiti.errors import DuitiError
 from duiti.training.optim import RatePlan, default_learning_rate, learning_rate_at, make_optimizer
 
 
@@ -94,3 +95,35 @@ def test_default_rates_are_those_that_the_reason_names() -> None:
     assert default_learning_rate("last-n", 1024)[0] == 8e-5
     assert default_learning_rate("lora", 256)[0] == pytest.approx(2e-4 * 8)  # 16^(3/4) = 8
     assert "256" in default_learning_rate("lora", 256)[1]
+
+
+def test_moments_are_there_before_the_first_step_as_torch_makes_them_and_nothing_has_moved() -> (
+    None
+):
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.tensor([-0.0, 2.0, 1e-38]))]
+    before = [p.detach().clone() for p in parameters]
+    ours = make_optimizer(parameters, weight_decay=0.1)
+    for parameter, kept in zip(parameters, before, strict=True):
+        assert torch.equal(parameter.view(torch.int32), kept.view(torch.int32))  # -0.0 too
+        assert parameter.grad is None
+        assert all(not bool(value.any()) for value in ours.state[parameter].values())
+    fresh = torch.optim.AdamW([nn.Parameter(kept) for kept in before], fused=True)
+    for group in fresh.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    fresh.step()
+    for found, expected in zip(ours.state.values(), fresh.state.values(), strict=True):
+        assert {k: (v.dtype, v.shape, v.device) for k, v in found.items()} == {
+            k: (v.dtype, v.shape, v.device) for k, v in expected.items()
+        }
+
+
+def test_an_optimizer_that_does_not_fit_says_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "zeros_like", refuse)
+    with pytest.raises(DuitiError, match="moments do not fit") as caught:
+        make_optimizer([nn.Parameter(torch.ones(3, 3))], weight_decay=0.0)
+    assert "--method lora" in caught.value.fix

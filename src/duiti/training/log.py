@@ -164,6 +164,8 @@ class RunLog:
             values["val_loss"] = val_loss
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
+        if metrics.out_of_memory:
+            self._talk.say("memory", _ran_out(metrics))
         shown = f"loss {metrics.loss:.4f}"
         if val_loss is not None:
             shown += f" · val {val_loss:.4f}"
@@ -183,6 +185,15 @@ class RunLog:
             left = (now - self._started) / metrics.step * (self._total - metrics.step)
             rate = f"lr {metrics.lr:.2e} · {clock(left)} left"
             self._talk.say("step", f"{metrics.step}/{self._total} · {shown} · {rate}")
+
+
+def _ran_out(metrics: StepMetrics) -> str:
+    times = "" if metrics.out_of_memory == 1 else f" {metrics.out_of_memory} times"
+    return (
+        f"ran out{times} in step {metrics.step}; the update was made all the same, from the same"
+        f" rows · from here on {metrics.micro_batch_tokens:,} tokens at most go through the model"
+        " at once"
+    )
 
 
 def gigabytes(count: int) -> str:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from duiti.config import Method, Schedule
+from duiti.errors import DuitiError
+from duiti.training.out_of_memory import is_out_of_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +60,39 @@ def default_learning_rate(method: Method, hidden_size: int) -> tuple[float, str]
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov & Hutter 2019); decay on matrices, none on norms and biases."""
+    """Fused AdamW (Loshchilov & Hutter 2019); decay on matrices, none on norms and biases.
+
+    Its moments are allocated here and its kernels loaded, so that no update needs memory for them.
+
+    Raises:
+        DuitiError: they do not fit into memory.
+    """
     parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    try:
+        _step_in_place(optimizer, parameters)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        num_bytes = 12 * sum(p.numel() for p in parameters)
+        raise DuitiError(
+            "out of memory: the optimizer's moments do not fit",
+            why=f"the gradients and moments of what is trained take {num_bytes / 1e9:.1f} GB",
+            fix="--method lora or --method last-n trains less; or a smaller model",
+        ) from None
+    return optimizer
+
+
+def _step_in_place(optimizer: torch.optim.AdamW, parameters: list[nn.Parameter]) -> None:
+    """A step along gradients of zero, at a rate of zero: it moves nothing and makes all state."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
+        optimizer.state[parameter]["step"].zero_()
