@@ -1,0 +1,6 @@
+"""Makes `benchmarks` importable from the repository's root."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
