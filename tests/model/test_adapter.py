@@ -12,12 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from duiti.config import LoraConfig
 from duiti.errors import DuitiError, UsageError
 from duiti.model.adapter import load_adapter, read_adapter_config, save_adapter
-from duiti.model.lora import add_lora, find_targets, lora_layers
+from duiti.model.lora import add_lora, find_targets, lora_layers, merge
 
 # PEFT 0.21 asks transformers for a name that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
@@ -86,6 +92,28 @@ def test_peft_loads_ours_with_the_same_logits_and_gradients(
     theirs = peft.PeftModel.from_pretrained(base(folder), tmp_path, is_trainable=True)
     assert sum("lora_A" in n for n, _ in theirs.named_parameters()) == len(lora_layers(ours))
     assert_same(ours, theirs)
+
+
+def test_an_adapter_on_gpt2s_layers_is_pefts_too(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """They store their weights the other way round, which PEFT must be told."""
+    torch.manual_seed(4)
+    folder = tmp_path / "base"
+    shape = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=64, n_layer=2, n_head=4, initializer_range=0.1
+    )
+    GPT2LMHeadModel(shape).save_pretrained(folder)
+    config = LoraConfig(rank=4, alpha=8)
+    ours = saved(folder, tmp_path, config)
+    theirs = peft.PeftModel.from_pretrained(base(folder), tmp_path, is_trainable=True)
+    assert_same(ours, theirs)
+    again, (read, _) = base(folder), read_adapter_config(tmp_path)
+    load_adapter(again, tmp_path, read)
+    merge(again)
+    with torch.no_grad():
+        merged, expected = again(ids()).logits, theirs(ids()).logits
+    assert (merged - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -207,7 +235,6 @@ def test_an_adapter_of_a_deeper_model_is_refused(llama_dir: Path, tmp_path: Path
         ("bias", "lora_only"),
         ("rank_pattern", {"q_proj": 2}),
         ("alpha_pattern", {"q_proj": 2}),
-        ("fan_in_fan_out", True),
         ("layers_to_transform", [0]),
         ("layer_replication", [[0, 1]]),
         ("trainable_token_indices", [3]),

@@ -167,13 +167,10 @@ def test_base_weights_and_biases_are_bitwise_unchanged_by_training() -> None:
 
 
 def test_the_input_is_not_changed() -> None:
-    adapted = layer()
-    adapted.base = nn.Identity()  # a base that returns its very input
+    adapted = layer(dropout=0.5)
     x = torch.randn(3, 24)
-    with torch.no_grad():
-        adapted.lora_B = nn.Parameter(torch.randn(24, 4))
-        kept = x.clone()
-        adapted(x)
+    kept = x.clone()
+    adapted(x.requires_grad_()).sum().backward()
     assert torch.equal(x, kept)
 
 
@@ -295,8 +292,19 @@ def test_a_model_without_linear_layers_is_refused() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2))
+    for block in gpt2.transformer.h:
+        block.attn, block.mlp = nn.Identity(), nn.Identity()
     with pytest.raises(UsageError, match="finds no linear layer"):
         find_targets(gpt2, "all-linear")
+
+
+def test_a_linear_layer_that_computes_something_else_is_refused() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    with pytest.raises(UsageError, match="lora cannot adapt"):
+        LoRALinear.from_base(Doubled(24, 40), LoraConfig(rank=4), seed=0, name="a.b")
 
 
 def test_a_target_named_twice_is_adapted_once(model: PreTrainedModel) -> None:

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 
 from duiti.config import LoraConfig, explain
 from duiti.errors import DuitiError, UsageError
+from duiti.model.linear import LINEAR_KINDS, is_transposed
 from duiti.model.lora import LoRALinear, add_lora, find_targets, lora_layers
-from duiti.model.quantize import NF4Linear
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -35,7 +35,6 @@ _NOT_PLAIN = (
     "modules_to_save",
     "rank_pattern",
     "alpha_pattern",
-    "fan_in_fan_out",
     "layers_to_transform",
     "layer_replication",
     "trainable_token_indices",
@@ -62,7 +61,8 @@ def save_adapter(model: nn.Module, folder: Path, config: LoraConfig, *, base: st
         "use_rslora": config.rslora,
         "target_modules": _short_names(model, layers),
         "bias": "none",
-        "fan_in_fan_out": False,
+        # PEFT's word for GPT-2's Conv1D: its weights are stored the other way round.
+        "fan_in_fan_out": any(is_transposed(layer.base) for layer in layers.values()),
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
@@ -144,7 +144,7 @@ def _short_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str]:
         name
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in short
-        and isinstance(module, nn.Linear | NF4Linear | LoRALinear)
+        and isinstance(module, (*LINEAR_KINDS, LoRALinear))
         and not name.endswith(".base")
     }
     return sorted(short if matched == layers.keys() else layers)

@@ -19,40 +19,53 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from duiti.config import LoraConfig
 from duiti.errors import DuitiError, UsageError, did_you_mean
+from duiti.model.linear import (
+    LINEAR_KINDS,
+    LinearLayer,
+    device_of,
+    has_own_forward,
+    is_transposed,
+    widths,
+)
+from duiti.model.low_rank import adapted_linear
 from duiti.model.quantize import NF4Linear
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer and its low-rank update."""
 
-    def __init__(
-        self, base: nn.Linear | NF4Linear, *, rank: int, scale: float, dropout: float
-    ) -> None:
+    def __init__(self, base: LinearLayer, *, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.scale = scale
         self.dropout = dropout
         self.is_on = True
-        device = base.device if isinstance(base, NF4Linear) else base.weight.device
-        shape_a, shape_b = (rank, base.in_features), (base.out_features, rank)
-        self.lora_A = nn.Parameter(torch.zeros(shape_a, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(shape_b, dtype=torch.float32, device=device))
+        width_in, width_out = widths(base)
+        device = device_of(base)
+        self.lora_A = nn.Parameter(torch.zeros(rank, width_in, device=device, dtype=torch.float32))
+        self.lora_B = nn.Parameter(torch.zeros(width_out, rank, device=device, dtype=torch.float32))
 
     @classmethod
     def from_base(
-        cls, base: nn.Linear | NF4Linear, config: LoraConfig, *, seed: int, name: str
+        cls, base: LinearLayer, config: LoraConfig, *, seed: int, name: str
     ) -> LoRALinear:
         """Wrap a layer; A's start depends on `seed` and `name` only.
 
         Raises:
-            UsageError: the rank does not fit the layer.
+            UsageError: the rank does not fit the layer, or it is not quite a linear layer.
         """
-        largest = min(base.in_features, base.out_features)
+        if has_own_forward(base):
+            raise UsageError(
+                f"lora cannot adapt {name}",
+                why=f"{type(base).__name__} is a linear layer that computes something else",
+                fix="name the layers to adapt: --lora.target_modules q_proj,v_proj",
+            )
+        largest = min(widths(base))
         if config.rank > largest:
             raise UsageError(
                 f"lora.rank {config.rank} is larger than {name} allows ({largest})",
@@ -61,26 +74,27 @@ class LoRALinear(nn.Module):
         layer = cls(base, rank=config.rank, scale=lora_scale(config), dropout=config.dropout)
         digest = hashlib.sha256(f"lora:{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        bound = 1 / math.sqrt(base.in_features)
+        bound = 1 / math.sqrt(widths(base)[0])
         start = torch.empty(layer.lora_A.shape).uniform_(-bound, bound, generator=generator)
         with torch.no_grad():
             layer.lora_A.copy_(start)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
         if not self.is_on:
+            y: Tensor = self.base(x)
             return y
-        x = F.dropout(x, self.dropout, self.training)
-        low = F.linear(x, self.lora_A.to(x.dtype))
-        return y + self.scale * F.linear(low, self.lora_B.to(x.dtype))
+        dropout = self.dropout if self.training else 0.0
+        return adapted_linear(
+            self.base, x, self.lora_A, self.lora_B, scale=self.scale, dropout=dropout
+        )
 
     def delta(self) -> Tensor:
         """s · B A as float32 [out, in]."""
         return self.scale * (self.lora_B.detach().float() @ self.lora_A.detach().float())
 
     @torch.no_grad()
-    def merge(self) -> nn.Linear:
+    def merge(self) -> nn.Linear | Conv1D:
         """The plain layer with W + s · B A: summed in float32, rounded once to W's dtype.
 
         This object is spent afterwards: its base *is* the merged layer.
@@ -92,7 +106,8 @@ class LoRALinear(nn.Module):
             what = "an adapter cannot be merged into a base in four bits"
             raise DuitiError(what, fix="load the run with quantize='none'")
         weight = self.base.weight
-        weight.copy_((weight.float() + self.delta()).to(weight.dtype))
+        delta = self.delta().T if is_transposed(self.base) else self.delta()
+        weight.copy_((weight.float() + delta).to(weight.dtype))
         self.lora_B.zero_()
         return self.base
 
@@ -112,13 +127,13 @@ def find_targets(model: PreTrainedModel, wanted: tuple[str, ...] | str) -> list[
         embedding.
     """
     head = model.get_output_embeddings()
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | NF4Linear)}
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR_KINDS)}
     if wanted == "all-linear":
         found = [name for name, module in linear.items() if module is not head]
         if not found:
             raise UsageError(
                 "lora finds no linear layers in this model",
-                why="its projections are of another kind (such as GPT-2's Conv1D)",
+                why="its projections are of another kind",
                 fix="--method full or --method last-n",
             )
         return found
@@ -151,7 +166,7 @@ def add_lora(
     layers = {}
     for name in names:
         base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear | NF4Linear)  # find_targets returns nothing else
+        assert isinstance(base, LINEAR_KINDS)  # find_targets returns nothing else
         layers[name] = LoRALinear.from_base(base, config, seed=seed, name=name)
         _replace(model, name, layers[name])
     return layers
