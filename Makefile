@@ -9,7 +9,7 @@ PEER   := .venv-trl
 # Threads that wait should not spin: see duiti/cli.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test fmt lint type check bench bench-data tiny-base clean
+.PHONY: setup demo test fmt lint type check bench bench-quick bench-methods bench-data tiny-base clean
 
 setup: $(READY)
 
@@ -40,7 +40,18 @@ type: setup
 
 check: lint type test  ## what has to pass before a commit
 
-bench: setup  ## the table of the README: methods on the embedded model (about ten minutes)
+# Made-up rows, or real ones: DATA, MAP (fields of DATA) and DATA_ZH with the TOKENIZER (a tokenizer.json).
+# SCENARIO="lora-4-bf16 tiny" measures only those; WRITE=1 puts the tables into README and docs.
+SPEED = $(if $(DATA),--data $(DATA)) $(if $(MAP),--map $(MAP)) $(if $(DATA_ZH),--data-zh $(DATA_ZH)) \
+	$(if $(TOKENIZER),--tokenizer $(TOKENIZER)) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(WRITE),--write)
+
+bench: setup $(PEER)/.ready  ## training speed beside TRL, in one run (hours; leave the machine alone meanwhile)
+	$(BIN)/python -m benchmarks.train_speed --peer $(PEER)/bin/python $(SPEED)
+
+bench-quick: setup $(PEER)/.ready  ## the same with small models: does it work, no verdict (minutes)
+	$(BIN)/python -m benchmarks.train_speed --peer $(PEER)/bin/python --quick
+
+bench-methods: setup  ## methods on the embedded model: the README's other table (about ten minutes)
 	$(BIN)/python benchmarks/methods.py
 
 # DATA and TOKENIZER: other rows and another tokenizer.json than those of the embedded model.
@@ -49,10 +60,10 @@ BENCH_DATA = $(if $(DATA),--data $(DATA)) $(if $(MAP),--map $(MAP)) $(if $(TOKEN
 bench-data: setup $(PEER)/.ready  ## rows per second of preparing data, beside TRL and the bare encoder
 	$(BIN)/python benchmarks/prepare.py $(BENCH_DATA) --rows $(or $(ROWS),10000,100000) --peer $(PEER)/bin/python
 
-$(PEER)/.ready:
+$(PEER)/.ready: constraints.txt
 	$(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(PEER)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl==$(TRL)
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt trl==$(TRL) peft
 	touch $@
 
 tiny-base: setup  ## make the embedded base model anew (about half an hour on one core)
