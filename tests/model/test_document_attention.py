@@ -1,4 +1,4 @@
-"""The three ways to compute attention give the numbers of one dense formula.
+"""The ways to compute attention give the numbers of one dense formula.
 
 The reference forms all scores of a document at once, in float64, from the definition.
 """
@@ -16,8 +16,9 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from duiti.model import document_attention
-from duiti.model.attention import packed_attention_forward, uses_varlen
+from duiti.model.attention import is_short, packed_attention_forward, uses_varlen
 from duiti.model.document_attention import Variant, all_documents, by_kernel, by_products
+from duiti.model.short_attention import LONGEST, short_attention
 
 HEADS, SHARED, WIDTH = 4, 2, 8
 SCALE = 0.3
@@ -263,6 +264,30 @@ def test_what_a_reader_in_inference_mode_leaves_behind_can_be_trained_with() -> 
     with torch.inference_mode():
         by_kernel(*given, variant)
     by_kernel(*given, variant).sum().backward()
+
+
+@pytest.mark.parametrize("length", [1, 2, 23])
+def test_short_documents_are_the_dense_formula(length: int) -> None:
+    given = random_qkv(length)
+    assert_same(short_attention(*given, SCALE), dense(*given, Variant(scale=SCALE)), given)
+
+
+@pytest.mark.parametrize(
+    ("variant", "length", "device", "expected"),
+    [
+        (Variant(scale=SCALE), LONGEST, "cpu", True),
+        (Variant(scale=SCALE, window=LONGEST), LONGEST, "cpu", True),
+        (Variant(scale=SCALE), LONGEST + 1, "cpu", False),
+        (Variant(scale=SCALE), 5, "cuda", False),
+        (Variant(scale=SCALE, window=4), 5, "cpu", False),
+        (Variant(scale=SCALE, dropout=0.1), 5, "cpu", False),
+        (Variant(scale=SCALE, softcap=50.0), 5, "cpu", False),
+    ],
+)
+def test_only_short_plain_documents_on_the_cpu_keep_their_weights(
+    variant: Variant, length: int, device: str, expected: bool
+) -> None:
+    assert is_short(variant, length, device) is expected
 
 
 PLAIN = Variant(scale=SCALE)

@@ -5,10 +5,12 @@
 
 Plugged in by name through transformers' `AttentionInterface`; outside the context the model keeps
 the implementation it was loaded with, so generation is untouched. No T x T mask is ever built.
-There are three ways to the same numbers (`document_attention.py`), and the tensors decide:
+There are four ways to the same numbers (`document_attention.py`), and the tensors decide:
 
 - half precision on CUDA: one call of PyTorch's variable-length kernel for all documents;
 - otherwise one `scaled_dot_product_attention` per document;
+- on the CPU, for short documents, plain products with a backward pass of their own
+  (`short_attention.py`);
 - soft-capping (Gemma 2) and sinks (gpt-oss), which neither of these knows: plain products.
 
 Shapes: T tokens, H query heads, K key/value heads (H a multiple of K), E head width.
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from duiti.model.document_attention import Variant, all_documents, by_kernel, by_products
+from duiti.model.short_attention import LONGEST, short_attention
 
 NAME = "duiti_packed"
 
@@ -88,12 +91,31 @@ def packed_attention_forward(
     if uses_varlen(variant, query.dtype, widths, _capability(query.device)):
         return all_documents(query, key, value, tuple(cu_seqlens), variant), None
     lengths = [end - start for start, end in pairwise(cu_seqlens)]
-    of_one = by_kernel if variant.is_plain else by_products
     # `split`, for its backward pass joins gradients; that of a slice pads each to T tokens.
     documents = zip(
         query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
     )
-    return torch.cat([of_one(*qkv, variant).transpose(1, 2) for qkv in documents], dim=1), None
+    return torch.cat([_of_one(*qkv, variant).transpose(1, 2) for qkv in documents], dim=1), None
+
+
+def _of_one(query: Tensor, key: Tensor, value: Tensor, variant: Variant) -> Tensor:
+    """[1, H, L, E] of one document."""
+    if not variant.is_plain:
+        return by_products(query, key, value, variant)
+    if is_short(variant, query.shape[2], query.device.type):
+        return short_attention(query, key, value, variant.scale)
+    return by_kernel(query, key, value, variant)
+
+
+def is_short(variant: Variant, length: int, device: str) -> bool:
+    """Whether plain products that keep their weights are the fastest way."""
+    return (
+        device == "cpu"
+        and length <= LONGEST
+        and variant.is_plain
+        and variant.dropout == 0.0
+        and (variant.window is None or length <= variant.window)
+    )
 
 
 def uses_varlen(
