@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from duiti.config import LoraConfig
 from duiti.data.batch import collate
 from duiti.errors import DuitiError
-from duiti.model import attention, document_attention
+from duiti.model import attention, document_attention, head
 from duiti.model.attention import packed_attention
 from duiti.model.lora import add_lora, find_targets
 from duiti.model.sft_model import SFTModel, can_pack, probe_rows
@@ -171,6 +171,7 @@ def test_no_micro_batch_waits_for_the_device(name: str, monkeypatch: pytest.Monk
     the shape of a result, raises here, and would wait for all work before it on a GPU. The
     attention is the one of CUDA, its kernel included."""
     monkeypatch.setattr(attention, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(head, "is_known", lambda number: False)
     model = make("llama" if name == "lora" else name).to(torch.bfloat16)
     if name == "lora":
         add_lora(model, find_targets(model, "all-linear"), LoraConfig(rank=2), seed=0)
