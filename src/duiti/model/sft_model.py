@@ -6,8 +6,8 @@
 
 The backbone runs on all tokens; the vocabulary projection on the supervised ones only. Documents do
 not see each other: `can_pack` proves it on this very model before training, and where an
-architecture cannot (state-space and convolution layers, soft-capped attention) each document runs
-alone: slower, never wrong.
+architecture cannot (state-space and convolution layers, biases on attention's scores) each document
+runs alone: slower, never wrong.
 """
 
 from __future__ import annotations
