@@ -357,7 +357,7 @@ def test_what_the_user_or_the_rows_rule_out_is_said(tmp_path: Path) -> None:
 def test_no_more_than_half_of_the_free_disk_is_taken(tmp_path: Path) -> None:
     needed = sum(LENGTHS) * 32 * 4
     said = why_not("llama", tmp_path, free_bytes=2 * needed - 1)
-    assert said.endswith("their output takes 0.0141 MB, and 0.0282 MB are free on the disk")
+    assert said.endswith("their output takes 0.0141 MB, and the disk has 0.0282 MB free")
     sft, config = opened("llama", LAST)
     free = 2 * needed
     trunk, what = choose_trunk(sft, [ROWS], collate(ROWS[:3]), tmp_path, config, free_bytes=free)
@@ -421,7 +421,7 @@ def test_a_disk_that_fills_up_is_an_error_with_a_way_out(
     monkeypatch.setattr(kept_states.os, "posix_fallocate", full)
     sft.trunk = None
     assert (
-        "cannot be had (No space left"
+        "the disk has no 0.0141 MB for them (No space left"
         in choose_trunk(sft, [ROWS], collate(ROWS[:3]), tmp_path, config)[1]
     )
 

@@ -1,7 +1,7 @@
 """Whether the output of the frozen layers is kept from one epoch to the next: tried on the model
 itself.
 
-    sft.trunk, what = choose_trunk(sft, rows, batch, folder, config)
+    sft.trunk, what = choose_trunk(sft, rows, probe, folder, config)
 
 It is kept where layers below the first trained one are frozen, rows go through them more than once,
 their output is always the same (no dropout), it is all that the layers above get of them, and the
@@ -41,7 +41,7 @@ def choose_trunk(
     Args:
         sft: a model whose trained parameters are open, and no others.
         rows: what goes through it more than once, in the order of the first time.
-        probe: rows to try it on (`probe_rows`, collated).
+        probe: some of them to try it on (`probe_rows`, collated).
         folder: where the states are kept; nothing is left there.
         config: settled.
         free_bytes: of that folder's disk; it is asked by default.
@@ -53,88 +53,99 @@ def choose_trunk(
     if depth == 0:
         return None, ""
     layers = transformer_layers(sft.model)
-    cut = Cut(layers, depth)
-    found = _keep(sft, cut, rows, probe, folder, config, free_bytes)
     which = f"the lower {depth} of {len(layers)} layers"
-    if isinstance(found, str):
-        return None, f"{which} run anew every time: {found}"
-    size = f"{found.kept.documents.num_tokens:,} tokens, {_size(found.kept.num_bytes)} on disk"
-    return found, f"{which} run once per row, their output is kept during the run ({size})"
+    try:
+        _hold_wishes(rows, config)
+        cut = Cut(layers, depth)
+        states = _steady_states(sft, cut, probe)
+        kept = _make_room(rows, states, folder, config, free_bytes)
+        trunk = Trunk(cut, kept)
+        _hold_same(sft, trunk, probe)
+    except _NotKept as reason:
+        return None, f"{which} run anew every time: {reason}"
+    size = f"{kept.documents.num_tokens:,} tokens, {_size(kept.num_bytes)} on disk"
+    return trunk, f"{which} run once per row, their output is kept during the run ({size})"
 
 
-def _keep(
-    sft: SFTModel,
-    cut: Cut,
+class _NotKept(Exception):
+    """Why the output of the frozen layers is not kept."""
+
+
+def _hold_wishes(rows: Sequence[Sequence[Example]], config: Config) -> None:
+    if not config.cache:
+        raise _NotKept("cache is off")
+    if not rows:
+        raise _NotKept("no row comes twice")
+
+
+@torch.no_grad()
+def _steady_states(sft: SFTModel, cut: Cut, probe: Batch) -> Tensor:
+    """[T, D] what the layer above the cut gets, the same in training as without dropout."""
+    device = probe.input_ids.device
+    found = []
+    for training in (False, True):
+        # Whether anything is drawn at random is what is tried here: training must not notice.
+        unnoticed = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with _mode(sft, training=training), unnoticed, _apart(), cut.below() as parts:
+            sft.hidden_states(probe)
+        if not all(part.ndim == 3 and part.shape[0] == 1 for part in parts):
+            raise _NotKept("they hand on more than a hidden state")
+        found.append(torch.cat(parts, dim=1)[0])
+    if len(found[0]) != probe.num_tokens:
+        raise _NotKept("they hand on more than a hidden state")
+    if not _is_near(sft, found[1], found[0]):
+        raise _NotKept("dropout is at work in them")
+    return found[0]
+
+
+def _make_room(
     rows: Sequence[Sequence[Example]],
-    probe: Batch,
+    states: Tensor,
     folder: Path,
     config: Config,
     free_bytes: int | None,
-) -> Trunk | str:
-    """The trunk, or why there is none."""
+) -> KeptStates:
+    """A place on the disk for the output of all rows; `states`: that of some."""
     assert config.micro_batch_tokens != "auto"
-    if not config.cache:
-        return "cache is off"
-    if not rows:
-        return "no row comes twice"
-    states = _states_below(sft, cut, probe, training=False)
-    if states is None:
-        return "they hand on more than a hidden state"
-    again = _states_below(sft, cut, probe, training=True)
-    if again is None or not _is_near(sft, again, states):
-        return "dropout is at work in them"
-    width, dtype = states.shape[1], states.dtype
     documents = Documents(rows, group_tokens=config.micro_batch_tokens)
+    width, dtype = states.shape[1], states.dtype
     needed = documents.num_tokens * width * dtype.itemsize
     free = shutil.disk_usage(folder).free if free_bytes is None else free_bytes
     # At most half of what is free: the run has weights to save.
     if needed > free // 2:
-        return f"their output takes {_size(needed)}, and {_size(free)} are free on the disk"
+        raise _NotKept(f"their output takes {_size(needed)}, and the disk has {_size(free)} free")
     try:
-        kept = KeptStates(documents, folder, width=width, dtype=dtype)
+        return KeptStates(documents, folder, width=width, dtype=dtype)
     except OSError as error:
-        return f"{_size(needed)} for their output cannot be had ({error.strerror})"
-    trunk = Trunk(cut, kept)
-    if not _is_same(sft, trunk, probe):
-        return "the layers above need more than their output"
-    return trunk
+        raise _NotKept(f"the disk has no {_size(needed)} for them ({error.strerror})") from None
 
 
 @torch.no_grad()
-def _states_below(sft: SFTModel, cut: Cut, probe: Batch, *, training: bool) -> Tensor | None:
-    """[T, D] what the layer above the cut gets; None where that is not one hidden state."""
-    device = probe.input_ids.device
-    # Whether anything is drawn at random is what is tried here: training must not notice.
-    unnoticed = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    try:
-        with _mode(sft, training=training), unnoticed, cut.below() as found:
-            sft.hidden_states(probe)
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError):
-        return None  # a layer was handed something else than the first one
-    if not all(states.ndim == 3 and states.shape[0] == 1 for states in found):
-        return None
-    states = torch.cat(found, dim=1)[0]
-    return states if len(states) == probe.num_tokens else None
-
-
-@torch.no_grad()
-def _is_same(sft: SFTModel, trunk: Trunk, probe: Batch) -> bool:
-    """Whether the whole network gives the same from kept states as without."""
+def _hold_same(sft: SFTModel, trunk: Trunk, probe: Batch) -> None:
+    """The whole network must give the same from kept states as without."""
     assert trunk.kept.documents.find(probe.documents) is not None  # else nothing would be tried
     with _mode(sft, training=False):
         expected = sft.hidden_states(probe)
         sft.trunk = trunk
         try:
-            found = sft.hidden_states(probe)
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError):
-            return False  # a layer was handed something else than the first one
+            with _apart():
+                found = sft.hidden_states(probe)
         finally:
             sft.trunk = None
-    return _is_near(sft, found, expected)
+    if not _is_near(sft, found, expected):
+        raise _NotKept("the layers above need more than their output")
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Layers that are handed something else than the first one was fail in ways of their own."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise _NotKept(f"they and the layers above do not run apart ({what})") from None
 
 
 @contextmanager
