@@ -394,7 +394,25 @@ def test_layers_that_share_more_than_a_hidden_state_are_not_kept(tmp_path: Path)
     CONFIGS["gemma4"] = lambda: hf.Gemma4TextConfig(**common)
     method = {"method": "last-n", "last_n": {"layers": 1, "train_norm": False}}
     assert why_not("gemma3n", tmp_path, method).endswith("hand on more than a hidden state")
-    assert why_not("gemma4", tmp_path, method).endswith("need more than their output")
+    said = why_not("gemma4", tmp_path, method)
+    assert "they and the layers above do not run apart" in said
+
+
+def test_a_layer_that_reads_what_a_lower_one_left_behind_is_found_out(tmp_path: Path) -> None:
+    """What is left of the last documents that went through the lower layers has the right shape."""
+    sft, config = opened("llama", LAST)
+    layers = transformer_layers(sft.model)
+    left: list[Tensor] = []
+
+    def leave(module: nn.Module, given: object, states: Tensor) -> None:
+        left[:] = [states.mean(dim=1, keepdim=True)]
+
+    layers[0].register_forward_hook(leave)
+    layers[2].register_forward_pre_hook(lambda module, given: (given[0] + left[0], *given[1:]))
+    rows = [ROWS[3], ROWS[6], ROWS[0]]
+    trunk, what = choose_trunk(sft, [ROWS], collate(rows), tmp_path, config)
+    assert trunk is None
+    assert what.endswith("the layers above need more than their output")
 
 
 def test_layers_that_cannot_be_told_apart_are_not_kept(tmp_path: Path) -> None:
