@@ -12,17 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.flops import necessary_flops
-from benchmarks.speed_run import (
-    Bench,
-    Ready,
-    Run,
-    Unequal,
-    matmul_rate,
-    prepare,
-    train_duiti,
-    train_trl,
-)
+from benchmarks.speed_machine import others_since, stamp
+from benchmarks.speed_run import Run, Unequal, matmul_rate, train_duiti, train_trl
 from benchmarks.speed_scenarios import DEFAULTS, RANK, Scenario
+from benchmarks.speed_start import Bench, Ready, prepare
 from benchmarks.speed_watch import Failed
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
@@ -58,6 +51,7 @@ def measure(
         Failed: a process did not end well.
         Unequal: the two sides do not do the same.
     """
+    began = stamp()
     ready = prepare(bench, scenario)
     timed = slice(scenario.warmup, None)
     _say(
@@ -82,6 +76,7 @@ def measure(
             "duiti": {"threads": choice.threads},
             "trl": {"name": choice.peer, "threads": choice.peer_threads},
         },
+        "others_share": others_since(began),
         "flops": _flops(ready),
         "matmul_flops_per_s": max(rates) if rates else None,
         "matmul_each": rates,

@@ -35,22 +35,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed_machine import machine
 from benchmarks.speed_measure import Checked, measure
-from benchmarks.speed_run import ROOT, Bench, Unequal, peer_versions
+from benchmarks.speed_run import Unequal, peer_versions
 from benchmarks.speed_scenarios import QUICK, SCENARIOS, RowKind, Scenario, quick
+from benchmarks.speed_start import ROOT, Bench
 from benchmarks.speed_table import summary, verdicts, write_pages
 from benchmarks.speed_watch import Failed
 
 RESULTS = ROOT / "benchmarks" / "results" / "train_speed.json"
 QUICK_RESULTS = ROOT / "build" / "train_speed_quick.json"
+QUIET = 0.05
+"""Share of the machine that other processes may take before a run is called disturbed."""
 
 
 def main() -> None:
@@ -109,36 +111,27 @@ def _report(scenario: Scenario, entry: dict[str, Any]) -> list[str]:
         f" ({entry['settings']['trl']['name']}): {found.speed:.2f}x; memory {found.memory:.2f}x"
         f"{roofline}"
     ]
-    return lines + [f"  {'bar':<9} {phrase}" for phrase in verdicts(scenario, found)]
+    lines += [f"  {'bar':<9} {phrase}" for phrase in verdicts(scenario, found)]
+    others = entry["others_share"]
+    if others is not None and others > QUIET:
+        what = f"other processes took {others:.0%} of the machine: times say little"
+        lines.append(f"  {'busy':<9} {what}")
+    return lines
 
 
 def _results(bench: Bench, output: Path) -> dict[str, Any]:
     """Empty, or what stands in `output` where it was measured with the same things."""
     packages = ("duiti", "torch", "transformers", "numpy")
     theirs = peer_versions(bench)
-    machine = {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
+    facts = machine()
     versions = {name: version(name) for name in packages}
     versions |= {name: theirs[name] for name in ("trl", "peft", "accelerate")}
-    results: dict[str, Any] = {"machine": machine, "versions": versions, "scenarios": {}}
+    results: dict[str, Any] = {"machine": facts, "versions": versions, "scenarios": {}}
     if output.exists():
         before = json.loads(output.read_text(encoding="utf-8"))
-        if before["machine"] == machine and before["versions"] == versions:
+        if before["machine"] == facts and before["versions"] == versions:
             results["scenarios"] = before["scenarios"]
     return results
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _arguments() -> argparse.Namespace:

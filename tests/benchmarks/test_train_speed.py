@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.speed_machine import others_since, stamp
 from benchmarks.speed_measure import TOLERANCE
 from benchmarks.speed_rows import LENGTHS, made_lengths, write_made, write_sample
 from benchmarks.speed_run import Run
@@ -30,6 +31,7 @@ def entry(**changes: Any) -> dict[str, Any]:
         "tokens": [50, 100, 100],
         "supervised": [20, 40, 40],
         "warmup": 1,
+        "others_share": 0.0,
         "flops": 600,
         "matmul_flops_per_s": 400.0,
         "settings": {"duiti": {"threads": 2}, "trl": {"name": "padding-free", "threads": 2}},
@@ -194,3 +196,10 @@ def test_a_process_that_fails_is_told_with_its_last_words(tmp_path: Path) -> Non
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
     with pytest.raises(Failed, match=r"(?s)ended with 1:.*no such model"):
         watch(command, lines=tmp_path / "lines", log=tmp_path / "log", environment={})
+
+
+def test_the_share_of_others_is_a_share() -> None:
+    began = stamp()
+    share = others_since(began)
+    assert (share is None) == (began is None)
+    assert share is None or share >= 0.0
