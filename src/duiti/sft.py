@@ -29,6 +29,7 @@ from duiti.plan import is_val_due, recurring_rows, settle, step_plan
 from duiti.record import Outcome, before_samples, write_end, write_start
 from duiti.run import Run, new_run_folder
 from duiti.summary import say_data, say_end, say_plan
+from duiti.training.allocator import keep_freed_memory
 from duiti.training.log import RunLog, Talk, preparing
 from duiti.training.optim import make_optimizer
 from duiti.training.save import save_weights
@@ -62,6 +63,8 @@ def finetune(
     folder = new_run_folder(config.output, material.name, material.source.short_name)
     write_start(folder, config, reasons, material)
 
+    if config.device == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     compute_dtype = getattr(torch, config.dtype)
     model = load_model(material.source, dtype=compute_dtype, device=config.device,

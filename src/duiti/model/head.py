@@ -52,20 +52,22 @@ class Head:
             yield start, min(start + step, num_words)
 
     def logits(self, hidden: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """[C, W] float32 logits before they are shaped, and the [W, D] words they are made with."""
+        """[C, W] logits before they are shaped, and the [W, D] words they are made with, in the
+        dtype of the hidden states; with a bias float32."""
         words = self.weight[start:end].to(hidden.dtype)
-        logits = (hidden @ words.T).float()
+        logits = hidden @ words.T
         if self.bias is not None:
-            logits += self.bias[start:end].float()
+            logits = logits.float() + self.bias[start:end].float()
         return logits, words
 
     def shaped(self, logits: Tensor) -> tuple[Tensor, Tensor | float]:
         """Shaped logits and d shaped / d logits."""
         scale, cap = self.shape.scale, self.shape.cap
         if scale != 1.0:
-            logits *= scale
+            logits = logits.float().mul_(scale)
         if cap is None:
             return logits, scale
+        logits = logits.float()
         bounded = torch.tanh(logits / cap)
         return bounded * cap, (1 - bounded.square()) * scale
 
@@ -87,14 +89,16 @@ class RunningSums:
         return (inside >= 0) & (inside < num_words), inside.clamp(0, num_words - 1)
 
     def add(self, logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Take in a tile. Returns e_v in the memory of the logits, zero at the target, and the
-        factor by which sums over earlier tiles shrink."""
-        higher = torch.maximum(self.maximum, logits.amax(dim=1, keepdim=True))
+        """Take in a tile, whose memory is not the caller's any more. Returns e_v as float32, zero
+        at the target, and the factor by which sums over earlier tiles shrink."""
+        higher = torch.maximum(self.maximum, logits.amax(dim=1, keepdim=True).float())
         shrink = self.maximum.sub_(higher).exp_()
         self.maximum = higher
         is_here, place = self.place(start, logits.shape[1])
-        self.own = torch.where(is_here, logits.gather(1, place), self.own)
-        mass = logits.sub_(higher).exp_()
+        self.own = torch.where(is_here, logits.gather(1, place).float(), self.own)
+        # Half precision minus float32 is float32: widening the logits is no step of its own.
+        mass = logits.sub_(higher) if logits.dtype == torch.float32 else logits - higher
+        mass.exp_()
         mass.scatter_(1, place, mass.gather(1, place).masked_fill_(is_here, 0.0))
         self.others.mul_(shrink).add_(mass.sum(dim=1, keepdim=True))
         return mass, shrink

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from duiti.model.head import Head, LogitShape, RunningSums, add_product, times
 
-KEPT_BYTES = 128 * 2**20
+KEPT_BYTES = 256 * 2**20
 """Of logits, in the dtype of the hidden states: the more rows at once, the less often the head's
 gradient, as large as the head, is gone over."""
 
@@ -79,15 +79,14 @@ def _two_passes(
     sums = RunningSums(target)
     for start, end in head.tiles():
         kept[:, start:end] = head.logits(hidden, start, end)[0]
-        rounded = kept[:, start:end].to(torch.float32, copy=True)  # as the second pass reads them
-        sums.add(head.shaped(rounded)[0], start)
+        sums.add(head.shaped(kept[:, start:end].clone())[0], start)  # as the second pass reads them
     losses, share = sums.losses()
     log_norm = sums.maximum + sums.total().log_()
     pull = torch.zeros_like(hidden, dtype=torch.float32)
     for start, end in head.tiles():
-        logits, slope = head.shaped(kept[:, start:end].float())
+        logits, slope = head.shaped(kept[:, start:end])
         is_here, place = sums.place(start, end - start)
-        delta = logits.sub_(log_norm).exp_()
+        delta = (logits - log_norm).exp_()
         delta.scatter_(1, place, torch.where(is_here, -share, delta.gather(1, place)))
         delta *= slope
         if counted is not None:
