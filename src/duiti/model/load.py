@@ -185,8 +185,10 @@ def load_model(
         stored = model.dtype
         quantize_layers(model, device=device)
         for parameter in model.parameters():
-            if parameter.dtype == stored:  # others, transformers keeps in float32 on purpose
-                parameter.data = parameter.data.to(dtype)
+            # Others, transformers keeps in float32 on purpose. A copy even where nothing changes:
+            # a tensor as it was loaded holds the whole file in memory.
+            wanted = dtype if parameter.dtype == stored else parameter.dtype
+            parameter.data = parameter.data.to(wanted, copy=True)
     nn.Module.to(model, device)  # transformers' own wrapper is typed for something else
     model.eval()
     return model

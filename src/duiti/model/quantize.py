@@ -31,6 +31,8 @@ BLOCK = 64
 """Weights that share a largest absolute value."""
 MIN_SHARE = 0.5
 """Of a model's matrices that must fit: below it, the four bits would be a name only."""
+PIECE = 2**20
+"""Weights that are quantised at once: on the CPU, it takes 20 bytes for each."""
 _OUTER_BLOCK = 256
 _TABLE = 256
 """Maxima that share a float32, and the numbers that their 8 bits stand for: bitsandbytes' own."""
@@ -76,23 +78,28 @@ class NF4Linear(nn.Module):
             weight: [out, in], on the device where the layer is to live.
             is_transposed: whether the layer that this one replaces stores [in, out] (Conv1D).
         """
-        from bitsandbytes.functional import quantize_4bit
+        from bitsandbytes.functional import quantize_4bit, quantize_blockwise
 
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.is_transposed = is_transposed
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        flat = weight.detach().to(torch.float32).reshape(-1)
-        # Zeros do not move a block's maximum; whole blocks are what `weight_as` needs.
-        flat = F.pad(flat, (0, -flat.numel() % BLOCK))
-        codes, state = quantize_4bit(
-            flat, blocksize=BLOCK, quant_type="nf4", compress_statistics=True
-        )
-        assert state.state2.blocksize == _OUTER_BLOCK
-        assert state.state2.code.numel() == _TABLE
-        numbers = [state.state2.code, state.offset.reshape(1), state.state2.absmax]
-        self.register_buffer("codes", codes)
-        self.register_buffer("maxima", state.absmax)
+        pieces = [
+            # Zeros do not move a block's maximum; whole blocks are what `weight_as` needs.
+            quantize_4bit(
+                F.pad(piece.to(torch.float32), (0, -piece.numel() % BLOCK)),
+                blocksize=BLOCK,
+                quant_type="nf4",
+            )
+            for piece in weight.detach().reshape(-1).split(PIECE)
+        ]
+        maxima = torch.cat([state.absmax for _, state in pieces])
+        offset = maxima.mean()
+        maxima, outer = quantize_blockwise(maxima - offset, blocksize=_OUTER_BLOCK)
+        assert outer.code.numel() == _TABLE
+        numbers = [outer.code, offset.reshape(1), outer.absmax]
+        self.register_buffer("codes", torch.cat([codes for codes, _ in pieces]))
+        self.register_buffer("maxima", maxima)
         self.register_buffer("statistics", torch.cat(numbers).view(torch.int32))
 
     @classmethod
@@ -168,7 +175,8 @@ def quantize_layers(model: PreTrainedModel, *, device: str) -> list[str]:
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        # A derived class may compute something else: it is left as it is.
+        if type(module).forward in (nn.Linear.forward, Conv1D.forward) and module is not head
     ]
     _check_share(model, names)
     for name in names:
