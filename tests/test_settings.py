@@ -84,7 +84,7 @@ CASES: list[tuple[str, dict[str, Any], Any]] = [
     ("eval_every", {"val": "30%"}, 2),
     ("seed", {}, 1),
 ]
-ELSEWHERE = {"output", "cache", "workers", "trust_remote_code"}
+ELSEWHERE = {"output", "cache", "workers", "selfcheck", "trust_remote_code"}
 """What these change is not in a run; the tests below show it."""
 
 
@@ -163,6 +163,16 @@ def test_cache_keeps_or_leaves_nothing(
     assert not (tmp_path / "cache").exists()
     read_material(Config(**settings(place, {})))
     assert read_material(Config(**settings(place, {}))).prepared[0].is_from_cache
+
+
+def test_a_selfcheck_leaves_its_proof_and_changes_nothing_else(
+    place: dict[str, str], tmp_path: Path
+) -> None:
+    assert outcome(place, {"selfcheck": True}, tmp_path / "with") == outcome(
+        place, {"selfcheck": False}, tmp_path / "without"
+    )
+    names = [{path.name for path in (tmp_path / n).iterdir()} for n in ("with", "without")]
+    assert names[0] - names[1] == {"selfcheck.json"}
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="children are counted there")

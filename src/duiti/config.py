@@ -179,6 +179,9 @@ class Config(_Section):
     """`cpu`, `cuda`, `cuda:1`, `mps`. `auto`: CUDA where there is one, else the CPU."""
     eval_every: Auto | Annotated[int, Field(ge=1)] = "auto"
     """Updates between two measurements on `val`. `auto`: ten over the run."""
+    selfcheck: bool = False
+    """Before training, prove on the first update's rows that loss and gradient do not depend on how
+    rows are laid out; the run stops if they do."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the data order, the adapters' start and dropout."""
     trust_remote_code: bool = False

@@ -28,6 +28,7 @@ from duiti.model.sft_model import SFTModel, can_pack, probe_rows
 from duiti.plan import is_val_due, recurring_rows, settle, step_plan
 from duiti.record import Outcome, before_samples, write_end, write_start
 from duiti.run import Run, new_run_folder
+from duiti.selfcheck import check_first_update
 from duiti.summary import say_data, say_end, say_plan
 from duiti.training.allocator import keep_freed_memory
 from duiti.training.log import RunLog, Talk, preparing
@@ -74,13 +75,17 @@ def finetune(
     is_packed = can_pack(model, probe)
     trained = choose_trained(model, config)
     sft = SFTModel(model, compute_dtype=compute_dtype, is_packed=is_packed)
-    optimizer = make_optimizer(trained.parameters.values(), weight_decay=config.weight_decay)
     plan = step_plan(config, len(material.train))
     again = recurring_rows(config, material)
     if again:
         probe = _probe(model, again, config.device)
     sft.trunk, frozen = choose_trunk(sft, again, probe, folder, config)
     say_plan(config, reasons, trained, plan, is_packed=is_packed, frozen=frozen, talk=talk)
+    parameters = list(trained.parameters.values())
+    if config.selfcheck:
+        proof = check_first_update(sft, parameters, material.train, plan, folder)
+        talk.say("selfcheck", proof.describe())
+    optimizer = make_optimizer(parameters, weight_decay=config.weight_decay)
 
     stops = frozenset(material.prepared[0].account.stops)
     stop_ids = stop_ids_of(model, material.template) | stops
