@@ -105,8 +105,8 @@ def say_plan(
         talk.say("base", _quantised(config, trained))
     what = {
         "lora": f"lora, rank {config.lora.rank}, alpha {config.lora.alpha:g}"
-        + ("" if config.lora.layers == "all" else f", on the last {config.lora.layers} layers"),
-        "last-n": f"the last {config.last_n.layers} layers",
+        + ("" if config.lora.layers == "all" else f", on {_last_layers(config.lora.layers)}"),
+        "last-n": _last_layers(config.last_n.layers),
         "full": "everything",
     }[config.method]
     talk.say("trains", f"{what}: {trained.describe()}")
@@ -130,6 +130,10 @@ def _quantised(config: Config, trained: Trained) -> str:
         f"{kept} instead of {plain_text} in {config.dtype}: linear layers in NF4 (4.1 bits a"
         " weight); embedding, head and norms as they are"
     )
+
+
+def _last_layers(count: int) -> str:
+    return "the last layer" if count == 1 else f"the last {count} layers"
 
 
 def say_end(folder: Path, outcome: Outcome, seconds: float, talk: Talk) -> None:
