@@ -196,7 +196,8 @@ def _update(
     """Accumulate over micro-batches, divide once, clip, step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
-    sft.train()
+    if not (sft.training and sft.model.training):  # going through all modules takes a millisecond
+        sft.train()
     optimizer.zero_grad(set_to_none=True)
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
     num_supervised = num_tokens = 0
