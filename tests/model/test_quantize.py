@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -318,6 +319,20 @@ def test_the_table_of_what_is_trained_counts_weights_and_bytes(llama_dir: Path) 
     fewer = sum(4 * m.in_features * m.out_features for m in layers)
     fewer -= sum(tensor.nbytes for m in layers for tensor in m.buffers())
     assert ours.frozen_bytes == theirs.frozen_bytes - fewer
+
+
+def test_layers_without_numbers_have_the_same_shapes_and_leave_nothing_behind() -> None:
+    real = NF4Linear(torch.randn(64, 96))
+    with FakeTensorMode():
+        fake = NF4Linear(torch.randn(64, 96))
+        x = torch.randn(3, 96, requires_grad=True)
+        fake(x).sum().backward()
+    assert x.grad.shape == (3, 96)
+    for name, buffer in real.named_buffers():
+        twin = fake.get_buffer(name)
+        assert isinstance(twin, FakeTensor)
+        assert (twin.shape, twin.dtype) == (buffer.shape, buffer.dtype)
+    assert torch.isfinite(NF4Linear(torch.randn(64, 96))(torch.randn(2, 96))).all()
 
 
 def gpt2() -> GPT2LMHeadModel:

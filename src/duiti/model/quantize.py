@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 
 import torch
@@ -51,6 +52,7 @@ def require_nf4(device: str) -> None:
     try:
         with _no_fetching():
             import_module("bitsandbytes.functional")
+        _table_of_8_bits()
     except ImportError as error:
         raise UsageError(
             "quantize: nf4 needs bitsandbytes", why=str(error), fix="pip install 'duiti[qlora]'"
@@ -95,9 +97,10 @@ class NF4Linear(nn.Module):
         ]
         maxima = torch.cat([state.absmax for _, state in pieces])
         offset = maxima.mean()
-        maxima, outer = quantize_blockwise(maxima - offset, blocksize=_OUTER_BLOCK)
-        assert outer.code.numel() == _TABLE
-        numbers = [outer.code, offset.reshape(1), outer.absmax]
+        table = torch.tensor(_table_of_8_bits(), device=weight.device)
+        maxima, outer = quantize_blockwise(maxima - offset, code=table, blocksize=_OUTER_BLOCK)
+        assert table.numel() == _TABLE
+        numbers = [table, offset.reshape(1), outer.absmax]
         self.register_buffer("codes", torch.cat([codes for codes, _ in pieces]))
         self.register_buffer("maxima", maxima)
         self.register_buffer("statistics", torch.cat(numbers).view(torch.int32))
@@ -161,6 +164,15 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         return grad @ ctx.layer.weight_as(grad.dtype), None  # type: ignore[attr-defined]
+
+
+@cache
+def _table_of_8_bits() -> tuple[float, ...]:
+    """bitsandbytes' usual one. It would keep the tensor of the first call for all the others, even
+    if that call was made on tensors without numbers, as to find out what memory they take."""
+    from bitsandbytes.functional import create_dynamic_map
+
+    return tuple(create_dynamic_map().tolist())
 
 
 def quantize_layers(model: PreTrainedModel, *, device: str) -> list[str]:
