@@ -163,13 +163,7 @@ class Calls:
         return count
 
 
-NO_GPT2_ADAPTERS = ("lora", "gpt2")
-CASES = [
-    (method, name)
-    for method in ("last-n", "lora")
-    for name in CONFIGS
-    if (method, name) != NO_GPT2_ADAPTERS
-]
+CASES = [(method, name) for method in ("last-n", "lora") for name in CONFIGS]
 METHODS = {"last-n": LAST, "lora": LORA}
 
 
