@@ -159,6 +159,9 @@ class Batch:
     """[D] ids of each document as they were given: to know one by without asking a GPU."""
     weights: torch.Tensor | None = None
     """[N] float32 of each target in the loss; None: all are 1."""
+    weight_sum: int | float
+    """What the sum of the losses is divided by: the sum of the weights (in float64), or where there
+    are none the number of targets."""
 
     @property
     def num_tokens(self) -> int:

@@ -81,8 +81,10 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
     labels[borders[:-1]] = IGNORE_INDEX  # the first token of a document follows nothing
     trained = np.flatnonzero(labels != IGNORE_INDEX)
 
+    weights = _weights(rows, trained)
+
     def tensor(values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(device, non_blocking=True)
+        return _to(torch.from_numpy(values.astype(np.int64)), device)
 
     return Batch(
         input_ids=tensor(ids),
@@ -91,21 +93,28 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
         supervised=tensor(trained - 1),
         targets=tensor(labels[trained]),
         documents=tuple(row.input_ids for row in rows),
-        weights=_weights(rows, trained, device),
+        weights=None if weights is None else _to(torch.from_numpy(weights), device),
+        weight_sum=len(trained) if weights is None else float(weights.sum(dtype=np.float64)),
     )
 
 
+def _to(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """On the device; a GPU is not waited for, which only pinned memory allows."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def _weights(
-    rows: Sequence[Example], trained: npt.NDArray[np.int64], device: torch.device | str
-) -> torch.Tensor | None:
+    rows: Sequence[Example], trained: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32] | None:
     """Of the tokens at the places `trained` of all rows end to end; None where no row has any."""
     if all(row.weights is None for row in rows):
         return None
     flat = np.concatenate(
         [np.ones(len(row), np.float32) if row.weights is None else row.weights for row in rows]
     )
-    chosen = flat[trained].astype(np.float32, copy=False)
-    return torch.from_numpy(chosen).to(device, non_blocking=True)
+    return flat[trained].astype(np.float32, copy=False)
 
 
 def _first_fit_decreasing(

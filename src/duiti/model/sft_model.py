@@ -67,8 +67,7 @@ class SFTModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, int | float]:
         """The weighted sum of the supervised losses in nats (float32 scalar), and what to divide
-        it by: the sum of their weights (float64), or where there are none their number (int)."""
-        weight_sum = batch.num_supervised if batch.weights is None else _sum(batch.weights)
+        it by (`Batch.weight_sum`)."""
         hidden = self.hidden_states(batch)[batch.supervised]
         head = self.model.get_output_embeddings()
         # A hidden state in the compute dtype: the projection is the largest product of all.
@@ -80,7 +79,7 @@ class SFTModel(nn.Module):
             bias=getattr(head, "bias", None),  # nn.Linear(bias=False) has None, others no attribute
             shape=self.logit_shape,
         )
-        return loss, weight_sum
+        return loss, batch.weight_sum
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """[T, D] output of the backbone, final norm included."""
@@ -204,11 +203,6 @@ def _plain_losses(model: PreTrainedModel, batch: Batch) -> Iterator[Tensor]:
         inside = (batch.supervised >= start) & (batch.supervised < end)
         rows = logits[batch.supervised[inside] - start].float()
         yield cross_entropy(rows, batch.targets[inside], reduction="sum").cpu()
-
-
-def _sum(weights: Tensor) -> float:
-    # On the CPU, for Apple's GPUs have no float64.
-    return float(weights.cpu().sum(dtype=torch.float64))
 
 
 def _documents(batch: Batch) -> Iterator[tuple[int, int]]:

@@ -214,7 +214,7 @@ def _update(
     grads = [p.grad for p in parameters if p.grad is not None]
     torch._foreach_mul_(grads, 1.0 / weight_sum)
     norm = torch.nn.utils.get_total_norm(grads)
-    mean_loss, grad_norm = (loss_sum / weight_sum).item(), norm.item()
+    mean_loss, grad_norm = torch.stack([loss_sum / weight_sum, norm]).tolist()  # one wait for a GPU
     if not (_is_finite(mean_loss) and _is_finite(grad_norm)):
         raise DuitiError(
             f"step {step}: the loss is {mean_loss}, the gradient's norm {grad_norm}",
