@@ -269,12 +269,14 @@ def _embeddings_rounded(sft: SFTModel, epsilon: float, seed: int) -> Iterator[No
 def _without_trace(
     sft: SFTModel, parameters: list[nn.Parameter], device: torch.device
 ) -> Iterator[None]:
-    random, was_training = RandomState.now(device), sft.training
+    random = RandomState.now(device)
+    modes = {module: module.training for module in sft.modules()}
     sft.eval()
     try:
         yield
     finally:
-        sft.train(was_training)
+        for module, was_training in modes.items():
+            module.training = was_training
         for parameter in parameters:
             parameter.grad = None
         random.restore()
