@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from duiti.data.batch import collate, epoch_updates, micro_batches
 from duiti.errors import DuitiError
@@ -148,13 +149,16 @@ def check_layouts(
     row = _one_row(rows)
 
     def as_trained() -> Iterator[Tensor]:
-        return (sft(collate([rows[i] for i in part], device))[0] for part in parts)
+        with _layers_checkpointed(sft):
+            for part in parts:
+                yield sft(collate([rows[i] for i in part], device))[0]
 
     def alone() -> Iterator[Tensor]:
         return (plain(collate([row], device))[0] for row in rows)
 
     def one() -> Iterator[Tensor]:
-        yield sft(collate([row], device))[0]
+        with _layers_checkpointed(sft):
+            yield sft(collate([row], device))[0]
 
     def dense() -> Iterator[Tensor]:
         yield _dense_loss(sft, collate([row], device))
@@ -263,6 +267,24 @@ def _embeddings_rounded(sft: SFTModel, epsilon: float, seed: int) -> Iterator[No
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def _layers_checkpointed(sft: SFTModel) -> Iterator[None]:
+    """Layers of which training will keep the input alone do so now; otherwise they would only when
+    dropout is on as well."""
+    layers = [
+        module
+        for module in sft.modules()
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+    ]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 @contextmanager

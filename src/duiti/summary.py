@@ -110,6 +110,10 @@ def say_plan(
         "full": "everything",
     }[config.method]
     talk.say("trains", f"{what}: {trained.describe()}")
+    if trained.frozen_experts:
+        share = trained.frozen_experts / trained.total
+        talk.say("note", f"experts hold {share:.0%} of the parameters and stay as they are, their"
+                 " router too: they are no linear layers, which lora adapts")  # fmt: skip
     if frozen:
         talk.say("frozen", frozen)
     rate = f"{plan.rate.peak:g}, {plan.rate.schedule}, {plan.rate.warmup_steps} warm-up updates"

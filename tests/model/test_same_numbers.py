@@ -27,9 +27,10 @@ from made_models import VOCAB, document, documents, make, plain_loss
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from duiti.config import LoraConfig
+from duiti.config import Config, LoraConfig
 from duiti.data.batch import collate
 from duiti.model.adapter import save_adapter
+from duiti.model.freeze import choose_trained
 from duiti.model.lora import add_lora, find_targets, lora_layers
 from duiti.model.sft_model import SFTModel, can_pack, probe_rows
 
@@ -243,6 +244,11 @@ def test_adapters_reach_the_attention_of_a_mixture_of_experts_and_not_its_expert
     """Its experts are tensors of three dimensions and its router one of two: no linear layers. So
     they stay as they are. PEFT's all-linear leaves them out as well for GPT-OSS, and adapts them
     for some other architectures, by names that it knows."""
+    trained = choose_trained(make(name), Config(lora={"rank": 3}))
+    experts = [
+        p.numel() for n, p in make(name).named_parameters() if "experts" in n and p.ndim == 3
+    ]
+    assert trained.frozen_experts == sum(experts) > 0
     names = set(lora_layers(adapted(name)))
     assert len(names) == 2 * len(ATTENTION)
     assert {n.rpartition(".")[2] for n in names} == set(ATTENTION)

@@ -29,6 +29,9 @@ class Trained:
     bits it is kept."""
     frozen_bytes: int
     """Memory of all that is not trained."""
+    frozen_experts: int
+    """Of a mixture of experts: parameters that adapters do not reach, for its experts are stacked
+    in tensors of three dimensions and no linear layers."""
 
     @property
     def num_parameters(self) -> int:
@@ -61,7 +64,7 @@ def choose_trained(model: PreTrainedModel, config: Config) -> Trained:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     frozen = [p for p in model.parameters() if not p.requires_grad]
     frozen_bytes = sum(tensor.nbytes for tensor in (*frozen, *model.buffers()))
-    return Trained(parameters, num_weights(model), frozen_bytes)
+    return Trained(parameters, num_weights(model), frozen_bytes, _frozen_experts(model, config))
 
 
 def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -78,6 +81,13 @@ def transformer_layers(model: PreTrainedModel) -> nn.ModuleList:
             fix="--method lora or --method full",
         )
     return stacks[0]
+
+
+def _frozen_experts(model: PreTrainedModel, config: Config) -> int:
+    if config.method != "lora":
+        return 0
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if ".experts." in name and p.ndim == 3)
 
 
 def _last_modules(model: PreTrainedModel, config: Config) -> list[nn.Module]:
