@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 transformers.utils.logging.disable_progress_bar()
 
-LOOKED_AT = 2**24
+LOOKED_AT = 2**22
 """Numbers of a tensor that are looked at together for one that is not finite."""
 
 
