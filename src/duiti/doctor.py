@@ -12,7 +12,8 @@ import torch
 
 from duiti.model.precision import MIN_GAIN, bf16_gain
 
-PACKAGES = ("duiti", "torch", "transformers", "safetensors", "tokenizers", "pydantic", "numpy")
+PACKAGES = ("duiti", "torch", "transformers", "safetensors", "tokenizers", "pydantic", "numpy",
+            "bitsandbytes")  # fmt: skip
 
 
 def examine() -> dict[str, Any]:

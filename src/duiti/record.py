@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -113,6 +114,8 @@ def write_start(folder: Path, config: Config, reasons: dict[str, str], material:
         "data": [{"file": file.name, "sha256": file.sha256} for file in files],
         "date": config.date,
     }
+    if config.quantize != "none":
+        environment["bitsandbytes"] = version("bitsandbytes")
     write_json(folder / ENV_FILE, environment)
     data = material.data
     ledger: dict[str, object] = {"data": data.ledger.as_dict(), "warnings": list(data.warnings)}
@@ -133,6 +136,7 @@ def write_end(folder: Path, config: Config, material: Material, outcome: Outcome
     ledger = material.data.ledger.total
     assert outcome.last is not None  # a plan has at least one update
     kind = "PEFT adapter" if config.method == "lora" else "transformers model"
+    on = "" if config.quantize == "none" else f" on a base in four bits, {config.quantize}"
     results = [f"- last training loss: {outcome.last.loss:.4f} (step {outcome.last.step})"]
     if outcome.val_before is not None and outcome.val_after is not None:
         results.append(
@@ -154,7 +158,7 @@ def write_end(folder: Path, config: Config, material: Material, outcome: Outcome
         f"# {folder.name}",
         "",
         f"{material.source.name}, fine-tuned with duiti"
-        f" {duiti.__version__} ({config.method}). This folder is a {kind}.",
+        f" {duiti.__version__} ({config.method}{on}). This folder is a {kind}.",
         "",
         f"- rows: {ledger.kept} of {ledger.rows}; tokens: {ledger.supervised} trained,"
         f" {ledger.context} given",

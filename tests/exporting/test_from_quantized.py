@@ -116,8 +116,8 @@ def test_the_report_tells_how_far_the_trained_model_is(run: Run, tmp_path: Path)
     changed = 0
     rows = [json.loads(line) for line in (run.path / SAMPLES_FILE).read_text().splitlines()]
     for row in rows:
-        given = tokenizer(row["prompt"] + " ")["input_ids"]
-        answer = tokenizer(row["expected"])["input_ids"]
+        given = tokenizer(row["prompt"])["input_ids"]
+        answer = tokenizer(" " + row["expected"])["input_ids"]
         both = []
         for model in (trained, merged):
             with torch.no_grad():

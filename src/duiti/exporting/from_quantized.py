@@ -112,9 +112,9 @@ def _samples_of(run: Run, model: Model) -> list[tuple[list[int], list[int]]]:
     if not path.is_file():
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    prefix = model.prompts.answer_prefix()  # the answers in the file are without it
+    prefix = model.prompts.answer_prefix()  # trained with the answers, which are written without
     found = [
-        (_encode(model, row["prompt"] + prefix), _encode(model, row["expected"])) for row in rows
+        (_encode(model, row["prompt"]), _encode(model, prefix + row["expected"])) for row in rows
     ]
     return [(given, expected) for given, expected in found if given and expected]
 
