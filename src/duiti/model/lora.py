@@ -118,9 +118,11 @@ def lora_scale(config: LoraConfig) -> float:
 
 
 def find_targets(model: PreTrainedModel, wanted: tuple[str, ...] | str) -> list[str]:
-    """Full names of the linear layers to adapt: `all-linear` (all but the head) or by name.
+    """Full names of the linear layers to adapt: `all-linear` or by name.
 
-    A name matches a module whose full name is it or ends in `.` + it.
+    `all-linear` leaves out the head, and gates that give one number for a token (of a shared
+    expert): no low rank is lower than that. A name matches a module whose full name is it or ends
+    in `.` + it.
 
     Raises:
         UsageError: a name that matches nothing, or the head of a model that ties it to its
@@ -129,7 +131,7 @@ def find_targets(model: PreTrainedModel, wanted: tuple[str, ...] | str) -> list[
     head = model.get_output_embeddings()
     linear = {n: m for n, m in model.named_modules() if isinstance(m, LINEAR_KINDS)}
     if wanted == "all-linear":
-        found = [name for name, module in linear.items() if module is not head]
+        found = [n for n, m in linear.items() if m is not head and widths(m)[1] > 1]
         if not found:
             raise UsageError(
                 "lora finds no linear layers in this model",
