@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import (
@@ -32,6 +32,7 @@ from transformers import (
 from duiti.config import LoraConfig, load_config
 from duiti.data.batch import collate
 from duiti.errors import DuitiError, UsageError
+from duiti.model.adapter import save_adapter
 from duiti.model.freeze import choose_trained
 from duiti.model.load import load_model, resolve
 from duiti.model.lora import add_lora, find_targets, lora_layers, merge
@@ -356,6 +357,21 @@ def test_a_layer_that_stores_its_weight_the_other_way_round_is_quantised_too() -
     # The same sums of at most 256 terms in another order, through two layers.
     assert (found - expected).abs().max() <= 2 * 256 * 2**-24 * expected.abs().max()
     assert (found - gpt2()(tokens).logits).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_an_adapter_of_such_layers_fits_the_original_model_in_peft(tmp_path: Path) -> None:
+    gpt2().save_pretrained(tmp_path / "base")
+    model = adapted(quantised(tmp_path / "base")).model
+    (tmp_path / "adapter").mkdir()
+    config = LoraConfig(rank=4, alpha=8.0)
+    save_adapter(model, tmp_path / "adapter", config, base=str(tmp_path / "base"))
+    theirs = PeftModel.from_pretrained(gpt2(), tmp_path / "adapter").eval()
+    expected = adapted(gpt2()).model
+    tokens = torch.arange(3, 43)[None]
+    wanted = expected(tokens).logits
+    # The same sums of at most 256 terms in another order, through two layers.
+    assert (theirs(tokens).logits - wanted).abs().max() <= 2 * 256 * 2**-24 * wanted.abs().max()
 
 
 def test_a_model_that_is_mostly_no_linear_layers_is_refused() -> None:
