@@ -116,6 +116,27 @@ def test_an_update_of_few_rows_passes(lengths: tuple[int, ...]) -> None:
     check(*start("llama"), documents(lengths))
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is dep:FutureWarning")
+def test_layers_run_again_in_the_backward_pass_where_training_will_do_so() -> None:
+    """Activation checkpointing works in training only; the check is not training, for dropout."""
+    counts = []
+    for is_checkpointed in (False, True):
+        sft, parameters = start("llama")
+        sft.is_packed = False
+        if is_checkpointed:
+            how = {"use_reentrant": False}
+            sft.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+        ran: list[int] = []
+        layer = sft.model.model.layers[0].self_attn
+        layer.register_forward_hook(lambda *_, ran=ran: ran.append(1))
+        before = traces(sft)
+        assert check(sft, parameters).alone.gradient < 1e-6
+        assert_same(before, traces(sft))
+        counts.append(len(ran))
+    # The eight rows as trained, and the one row, once more each.
+    assert counts[1] - counts[0] == 8 + 1
+
+
 # What is wrong is found. Faults are put into the model that is to be trained; the reference within
 # the check is another one.
 

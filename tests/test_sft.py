@@ -311,8 +311,9 @@ def test_the_first_loss_is_that_of_a_page_of_plain_transformers(
     assert run.metrics[0]["loss"] == pytest.approx(total / count, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["full", "last-n"])
-def test_an_architecture_with_conv1d_layers_is_trained_by_full_and_last_n(
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # PEFT
+@pytest.mark.parametrize("method", METHODS)
+def test_an_architecture_with_conv1d_layers_is_trained_by_every_method(
     llama_dir: Path, data: Path, tmp_path: Path, method: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llama_dir)
@@ -326,10 +327,10 @@ def test_an_architecture_with_conv1d_layers_is_trained_by_full_and_last_n(
     tokenizer.save_pretrained(tmp_path / "gpt2")
     run = train(tmp_path / "gpt2", data, tmp_path / "run", batch_size=12, epochs=3, method=method)
     found, expected = logits(load(run, device="cpu").hf), logits(opened(run))
-    assert torch.equal(found, expected)
+    # PEFT adds what an adapter gives in another order than ours: a few roundings.
+    tolerance = 1e-5 if method == "lora" else 0.0
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
     assert run.metrics[-1]["loss"] < run.metrics[0]["loss"]
-    with pytest.raises(UsageError, match="finds no linear layer"):
-        train(tmp_path / "gpt2", data, tmp_path / "lora", method="lora")
 
 
 def test_an_adapter_on_an_untied_head_is_trained_or_refused(
