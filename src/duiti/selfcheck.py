@@ -16,24 +16,26 @@ layouts would draw two masks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from duiti.data.batch import collate, epoch_updates, micro_batches
 from duiti.errors import DuitiError
-from duiti.model.lora import lora_layers
 from duiti.model.sft_model import SFTModel
 from duiti.run import write_json
+from duiti.training.no_trace import (
+    adapters_moved,
+    embeddings_rounded,
+    layers_checkpointed,
+    without_trace,
+)
 from duiti.training.out_of_memory import is_out_of_memory
-from duiti.training.random_state import RandomState
 from duiti.training.step import StepPlan
 from duiti.types import Batch, Example
 
@@ -149,7 +151,7 @@ def check_layouts(
     row = _one_row(rows)
 
     def as_trained() -> Iterator[Tensor]:
-        with _layers_checkpointed(sft):
+        with layers_checkpointed(sft):
             for part in parts:
                 yield sft(collate([rows[i] for i in part], device))[0]
 
@@ -157,14 +159,14 @@ def check_layouts(
         return (plain(collate([row], device))[0] for row in rows)
 
     def one() -> Iterator[Tensor]:
-        with _layers_checkpointed(sft):
+        with layers_checkpointed(sft):
             yield sft(collate([row], device))[0]
 
     def dense() -> Iterator[Tensor]:
         yield _dense_loss(sft, collate([row], device))
 
     try:
-        with _without_trace(sft, parameters, device), _adapters_moved(sft, seed):
+        with without_trace(sft, parameters, device), adapters_moved(sft, seed):
             proof = Proof(
                 num_rows=len(rows),
                 num_parts=len(parts),
@@ -219,7 +221,7 @@ def _apart(
     epsilon = 2**-24 if sft.compute_dtype == torch.float32 else 2**-9
     noise = 0.0
     for draw in range(DRAWS):
-        with _embeddings_rounded(sft, epsilon, seed + draw):
+        with embeddings_rounded(sft, epsilon, seed + draw):
             noise = max(noise, distance(reference)[1])
         found = Apart(
             loss=loss,
@@ -250,74 +252,3 @@ def _dense_loss(sft: SFTModel, batch: Batch) -> Tensor:
         logits = sft.model(input_ids=batch.input_ids[None], use_cache=False).logits[0]
     losses = cross_entropy(logits[batch.supervised].float(), batch.targets, reduction="none")
     return (losses if batch.weights is None else losses * batch.weights).sum()
-
-
-@contextmanager
-def _embeddings_rounded(sft: SFTModel, epsilon: float, seed: int) -> Iterator[None]:
-    """Move every embedding by at most one unit in the last place."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def move(_: nn.Module, __: object, embedded: Tensor) -> Tensor:
-        drawn = torch.empty(embedded.shape).uniform_(-1, 1, generator=generator)
-        factors = 1 + 2 * epsilon * drawn.to(embedded.device)
-        return (embedded.float() * factors).to(embedded.dtype)
-
-    hook = sft.model.get_input_embeddings().register_forward_hook(move)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def _layers_checkpointed(sft: SFTModel) -> Iterator[None]:
-    """Layers of which training will keep the input alone do so now; otherwise they would only when
-    dropout is on as well."""
-    layers = [
-        module
-        for module in sft.modules()
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
-    ]
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = False
-
-
-@contextmanager
-def _without_trace(
-    sft: SFTModel, parameters: list[nn.Parameter], device: torch.device
-) -> Iterator[None]:
-    random = RandomState.now(device)
-    modes = {module: module.training for module in sft.modules()}
-    sft.eval()
-    try:
-        yield
-    finally:
-        for module, was_training in modes.items():
-            module.training = was_training
-        for parameter in parameters:
-            parameter.grad = None
-        random.restore()
-
-
-@contextmanager
-def _adapters_moved(sft: SFTModel, seed: int) -> Iterator[None]:
-    """Give every adapter a B that adds about a tenth to what its layer computes."""
-    kept = {layer: layer.lora_B.detach().clone() for layer in lora_layers(sft).values()}
-    generator = torch.Generator().manual_seed(seed)
-    try:
-        with torch.no_grad():
-            for layer in kept:
-                # A x has a variance of 1/3 where x has one of 1; so s B A x gets one of 0.01.
-                std = 0.1 * math.sqrt(3 / layer.lora_A.shape[0]) / layer.scale
-                drawn = torch.empty(layer.lora_B.shape).normal_(std=std, generator=generator)
-                layer.lora_B.copy_(drawn)
-        yield
-    finally:
-        with torch.no_grad():
-            for layer, before in kept.items():
-                layer.lora_B.copy_(before)
