@@ -137,25 +137,42 @@ def _results(bench: Bench, output: Path) -> dict[str, Any]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--scenario", nargs="+", choices=tuple(SCENARIOS), help="default: all")
-    parser.add_argument("--repeats", type=int, help="default: 3")
-    parser.add_argument("--updates", type=int, help="timed updates of a run, instead of its own")
+    parser.add_argument("--repeats", type=_count, help="default: 3")
+    parser.add_argument("--updates", type=_count, help="timed updates of a run, instead of its own")
     parser.add_argument("--data", type=Path, help="rows to sample, as JSONL or a JSON array")
     parser.add_argument("--map", default="", help="fields of --data, as for duiti train")
     parser.add_argument("--data-zh", type=Path, help="rows to sample for alpaca-zh")
-    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json with ChatML's tokens")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a tokenizer.json with ChatML's tokens, or its folder"
+    )
     parser.add_argument("--peer", default=str(ROOT / ".venv-trl" / "bin" / "python"))
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/train_speed.json")
     parser.add_argument("--write", action="store_true", help="put the tables into the pages")
     parser.add_argument("--quick", action="store_true", help="small models, one repeat, no verdict")
     arguments = parser.parse_args()
+    if arguments.tokenizer and arguments.tokenizer.is_dir():
+        arguments.tokenizer /= "tokenizer.json"
+    for file in (arguments.data, arguments.data_zh, arguments.tokenizer):
+        if file is not None and not file.is_file():
+            parser.error(f"no such file: {file}")
     if (arguments.data or arguments.data_zh) and not arguments.tokenizer:
         parser.error("real rows need --tokenizer: the made-up one has a token for every byte")
+    if arguments.quick and arguments.tokenizer:
+        parser.error("--quick has its own rows: its vocabulary is too small for others")
     if arguments.write and arguments.quick:
         parser.error("--quick measures nothing that could be written")
     arguments.repeats = arguments.repeats or (1 if arguments.quick else 3)
     if not Path(arguments.peer).is_file():
         parser.error(f"no TRL: {arguments.peer} is missing (make .venv-trl/.ready)")
     return arguments
+
+
+def _count(text: str) -> int:
+    """A number of things, at least one."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
 
 
 if __name__ == "__main__":
