@@ -19,7 +19,7 @@ LAYERS = [
     {"__main__"},
     {"cli", "verbs", "demo", "doctor", "listing", "api"},
     {"checking", "sft"},
-    {"record", "summary", "plan", "material", "selfcheck"},
+    {"record", "summary", "fit", "plan", "material", "selfcheck"},
     {"eval", "exporting"},
     {"training", "infer"},
     {"model", "data"},

@@ -81,11 +81,19 @@ CASES: list[tuple[str, dict[str, Any], Any]] = [
     ("dtype", {}, "bfloat16"),
     ("quantize", {}, "nf4"),
     ("device", {}, "cuda:63"),
+    ("max_memory", {}, "1MB"),
     ("eval_every", {"val": "30%"}, 2),
     ("seed", {}, 1),
 ]
-ELSEWHERE = {"output", "cache", "workers", "selfcheck", "trust_remote_code"}
-"""What these change is not in a run; the tests below show it."""
+ELSEWHERE = {
+    "output",
+    "cache",
+    "workers",
+    "selfcheck",
+    "trust_remote_code",
+    "activation_checkpointing",
+}
+"""What these change is not in a run; the tests below show it, and `training/test_memory.py`."""
 
 
 @pytest.fixture(scope="module")

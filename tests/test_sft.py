@@ -375,7 +375,7 @@ def test_the_config_of_a_run_repeats_it(runs: Any, which: str, method: str, tmp_
     run = runs(which, method)
     config = load_config(run.path / "config.yaml", {"output": str(tmp_path / "again")})
     open_ = {key for key, value in config.model_dump().items() if value == "auto"}
-    assert open_ == {"eval_every", "workers"}  # one has no effect without val, one on the result
+    assert open_ == {"eval_every", "max_memory", "workers"}  # without effect on the result here
     assert_same_run(run, finetune(config, talk=Talk(quiet=True)))
 
 

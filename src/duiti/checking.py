@@ -23,8 +23,10 @@ from duiti.data.repeats.duplicates import Duplicates, Leaks
 from duiti.data.showing.page import LedgerLine, PageData, Pairs, write_page
 from duiti.data.showing.preview import mask_text, print_mask
 from duiti.data.showing.views import show_example
-from duiti.errors import DataError, UsageError
+from duiti.errors import DataError, DuitiError, UsageError
+from duiti.fit import Fit, fit_memory
 from duiti.material import Material, check_ids, raise_refusals, read_material
+from duiti.plan import settle
 from duiti.types import Example, Json
 
 PAGE_EXAMPLES = 200
@@ -38,6 +40,8 @@ class Check:
     material: Material
     refusal: DataError | None
     """Why training would refuse these rows, or None."""
+    memory: Fit
+    """What training would need."""
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -57,6 +61,7 @@ class Check:
             "longest": data.longest,
             "duplicates": data.duplicates.as_dict(),
             "leaks": None if data.leaks is None else data.leaks.as_dict(),
+            "memory": self.memory.as_dict(),
             "warnings": list(data.warnings),
             "refused": None if self.refusal is None else self.refusal.what,
         }
@@ -119,8 +124,17 @@ def run_check(
         # Nothing has more embeddings than this; whether it has as many, training looks.
         check_ids(material, material.model_config.get_text_config().vocab_size)
     except DataError as error:
-        return Check(material, error)
-    return Check(material, None)
+        return Check(material, error, Fit(unknown="the rows are refused"))
+    return Check(material, None, _memory(config, material))
+
+
+def _memory(config: Config, material: Material) -> Fit:
+    """A look at data never ends over what is not the data's fault."""
+    try:
+        settled, reasons = settle(config, material)
+        return fit_memory(settled, material, reasons)[1]
+    except DuitiError as error:
+        return Fit(unknown=error.what)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ starts, from the model, the data and the machine, and printed with the reason (`
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -177,6 +178,12 @@ class Config(_Section):
     only; needs the extra `duiti[qlora]`."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`. `auto`: CUDA where there is one, else the CPU."""
+    max_memory: str = "auto"
+    """Memory that may be used: `8GB`. `auto`: what is free, on the GPU or for this process. Where
+    the run needs more: smaller micro-batches, then activation checkpointing, or it is refused."""
+    activation_checkpointing: Auto | bool = "auto"
+    """Keep only the inputs of layers for the backward pass and run them again there: less memory,
+    about a third more time, the same result. `auto`: only if it does not fit otherwise."""
     eval_every: Auto | Annotated[int, Field(ge=1)] = "auto"
     """Updates between two measurements on `val`. `auto`: ten over the run."""
     selfcheck: bool = False
@@ -202,6 +209,13 @@ class Config(_Section):
         if not all(old.strip() and new.strip() for old, _, new in pairs):
             raise ValueError("must read like question=prompt,answer=response")
         return {old.strip(): new.strip() for old, _, new in pairs}
+
+    @field_validator("max_memory")
+    @classmethod
+    def _is_a_size(cls, value: str) -> str:
+        if value != "auto":
+            size_in_bytes(value)
+        return value
 
     @field_validator("date")
     @classmethod
@@ -242,6 +256,19 @@ def _as_source(value: object) -> object:
     if not isinstance(value.get("path"), str) or len(given) > 1:
         raise ValueError("a file reads {path: a.jsonl, weight: 0.1} or {path: a.jsonl, rows: 500}")
     return f"{value['path']}" + "".join(f"{amounts[name]}{value[name]}" for name in given)
+
+
+def size_in_bytes(text: str) -> int:
+    """`8GB`, `512 MB`, `1.5GiB`.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise ValueError("must read like 8GB or 512MB")
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** ("KMGT".index(found[2].upper()) + 1))
 
 
 def load_config(file: str | Path | None, flags: Mapping[str, Any]) -> Config:

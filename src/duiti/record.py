@@ -6,6 +6,7 @@ write_end(folder, config, material, outcome)       # after
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import transformers
 import duiti
 from duiti.config import Config
 from duiti.eval.evaluate import Asked, questions
+from duiti.fit import Fit
 from duiti.infer.model import Model
 from duiti.material import Material
 from duiti.run import (
@@ -32,6 +34,7 @@ from duiti.run import (
     write_json,
     write_jsonl,
 )
+from duiti.training.rehearsal import Rehearsal
 from duiti.training.step import StepMetrics
 from duiti.types import Example
 
@@ -129,6 +132,17 @@ def write_start(folder: Path, config: Config, reasons: dict[str, str], material:
     write_json(folder / LEDGER_FILE, ledger)
     lines = [{"origin": str(row.origin), "reason": row.reason} for row in rejected]
     write_jsonl(folder / REJECTED_FILE, lines)
+
+
+def write_memory(folder: Path, fit: Fit, rehearsal: Rehearsal) -> None:
+    """What the run is expected to need, from shapes and from the rehearsal: into `env.json`."""
+    environment = json.loads((folder / ENV_FILE).read_text(encoding="utf-8"))
+    environment["memory"] = {
+        "expected": fit.as_dict(),
+        "rehearsed_bytes": rehearsal.peak_bytes,
+        "expected_after_rehearsal_bytes": fit.after(rehearsal),
+    }
+    write_json(folder / ENV_FILE, environment)
 
 
 def write_end(folder: Path, config: Config, material: Material, outcome: Outcome) -> None:

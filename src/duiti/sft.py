@@ -10,31 +10,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from duiti.config import Config
 from duiti.data.batch import collate
 from duiti.data.storage.store import ExampleStore
 from duiti.eval.evaluate import held_out_loss
+from duiti.fit import Fit, fit_memory
 from duiti.infer.model import Model, stop_ids_of
-from duiti.material import check_ids, raise_refusals, read_material
+from duiti.material import Material, check_ids, raise_refusals, read_material
+from duiti.model.checkpointing import checkpoint_activations
 from duiti.model.choose_trunk import choose_trunk
 from duiti.model.freeze import choose_trained
 from duiti.model.load import choose_device, load_model, num_embeddings
 from duiti.model.quantize import require_nf4
 from duiti.model.sft_model import SFTModel, can_pack, probe_rows
 from duiti.plan import is_val_due, recurring_rows, settle, step_plan
-from duiti.record import Outcome, before_samples, write_end, write_start
-from duiti.run import Run, new_run_folder
+from duiti.record import Outcome, before_samples, write_end, write_memory, write_start
+from duiti.run import Run, new_run_folder, write_config
 from duiti.selfcheck import check_first_update
-from duiti.summary import say_data, say_end, say_plan
+from duiti.summary import say_data, say_end, say_plan, say_rehearsal
 from duiti.training.allocator import keep_freed_memory
 from duiti.training.log import RunLog, Talk, preparing
 from duiti.training.optim import make_optimizer
+from duiti.training.rehearsal import rehearse
 from duiti.training.save import save_weights
-from duiti.training.step import train_steps
+from duiti.training.step import StepPlan, train_steps
 from duiti.types import Batch, Json
 
 
@@ -60,7 +65,7 @@ def finetune(
         material = read_material(config, rows=rows, say=watch.say, report=watch.report)
     say_data(material, talk)
     raise_refusals(material, config)
-    config, reasons = settle(config, material)
+    config, reasons, fit = _settle(config, material)
     folder = new_run_folder(config.output, material.name, material.source.short_name)
     write_start(folder, config, reasons, material)
 
@@ -74,18 +79,19 @@ def finetune(
     probe = _probe(model, [material.train, material.val], config.device)
     is_packed = can_pack(model, probe)
     trained = choose_trained(model, config)
-    sft = SFTModel(model, compute_dtype=compute_dtype, is_packed=is_packed)
+    sft = _sft_model(model, config, is_packed=is_packed)
     plan = step_plan(config, len(material.train))
     again = recurring_rows(config, material)
     if again:
         probe = _probe(model, again, config.device)
     sft.trunk, frozen = choose_trunk(sft, again, probe, folder, config)
-    say_plan(config, reasons, trained, plan, is_packed=is_packed, frozen=frozen, talk=talk)
+    say_plan(config, reasons, trained, plan, fit, is_packed=is_packed, frozen=frozen, talk=talk)
     parameters = list(trained.parameters.values())
     if config.selfcheck:
         proof = check_first_update(sft, parameters, material.train, plan, folder)
         talk.say("selfcheck", proof.describe())
     optimizer = make_optimizer(parameters, weight_decay=config.weight_decay)
+    config, plan = _rehearse(sft, parameters, material, config, reasons, fit, folder, talk)
 
     stops = frozenset(material.prepared[0].account.stops)
     stop_ids = stop_ids_of(model, material.template) | stops
@@ -107,6 +113,45 @@ def finetune(
     write_end(folder, config, material, outcome)
     say_end(folder, outcome, time.perf_counter() - started, talk)
     return Run(folder)
+
+
+def _settle(config: Config, material: Material) -> tuple[Config, dict[str, str], Fit]:
+    """No setting is left open, the reasons, and a need of memory that there is."""
+    config, reasons = settle(config, material)
+    config, fit = fit_memory(config, material, reasons)
+    if fit.refusal is not None:
+        raise fit.refusal
+    return config, reasons, fit
+
+
+def _sft_model(model: PreTrainedModel, config: Config, *, is_packed: bool) -> SFTModel:
+    sft = SFTModel(model, compute_dtype=getattr(torch, config.dtype), is_packed=is_packed)
+    if config.activation_checkpointing:
+        checkpoint_activations(sft)
+    return sft
+
+
+def _rehearse(
+    sft: SFTModel,
+    parameters: list[nn.Parameter],
+    material: Material,
+    config: Config,
+    reasons: dict[str, str],
+    fit: Fit,
+    folder: Path,
+    talk: Talk,
+) -> tuple[Config, StepPlan]:
+    """Settings and plan, with what had to be changed because memory ran out."""
+    plan = step_plan(config, len(material.train))
+    may_checkpoint = "activation_checkpointing" in reasons  # it was left open
+    rehearsal = rehearse(sft, parameters, material.train, plan, may_checkpoint=may_checkpoint)
+    say_rehearsal(rehearsal, fit, talk)
+    write_memory(folder, fit, rehearsal)
+    if rehearsal.changes:
+        config = config.model_copy(update=rehearsal.changes)
+        reasons |= dict.fromkeys(rehearsal.changes, "memory ran out in the rehearsal")
+        write_config(folder, config, reasons)
+    return config, step_plan(config, len(material.train))
 
 
 def _probe(model: PreTrainedModel, stores: list[ExampleStore], device: str) -> Batch:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 from duiti.config import Config
 from duiti.data.ledger import Ledger
+from duiti.fit import Fit
 from duiti.material import Material
 from duiti.model.freeze import Trained
 from duiti.record import Outcome
 from duiti.training.log import Talk, clock, gigabytes, megabytes
+from duiti.training.rehearsal import Rehearsal
 from duiti.training.step import StepPlan
 
+NEWS = 0.1
+"""By how much a measured peak must differ from the one that was expected to be told."""
 MAX_NAME = 32
 """Characters of a file's name in a table; the end tells more than the beginning."""
 
@@ -84,6 +88,7 @@ def say_plan(
     reasons: dict[str, str],
     trained: Trained,
     plan: StepPlan,
+    fit: Fit,
     *,
     is_packed: bool,
     frozen: str,
@@ -123,6 +128,38 @@ def say_plan(
     if not is_packed:
         updates += " · rows run one by one: this architecture cannot keep them apart in a batch"
     talk.say("plan", updates)
+    _say_memory(config, fit, reasons, talk)
+
+
+def say_need(fit: Fit, talk: Talk) -> None:
+    """What training would need, for somebody who only looks."""
+    talk.say("memory", fit.describe())
+    if fit.refusal is not None:
+        talk.say("warning", str(fit.refusal))
+
+
+def _say_memory(config: Config, fit: Fit, reasons: dict[str, str], talk: Talk) -> None:
+    """What the run will need, and what was chosen for that."""
+    talk.say("memory", fit.describe())
+    if fit.need is not None and fit.room is not None:
+        if "do not fit" in reasons.get("micro_batch_tokens", ""):
+            talk.say("", f"micro-batches of {config.micro_batch_tokens:,} tokens:"
+                     f" {reasons['micro_batch_tokens']}")  # fmt: skip
+        if config.activation_checkpointing:
+            why = reasons.get("activation_checkpointing", "as asked")
+            talk.say("", f"activation checkpointing: {why}")
+
+
+def say_rehearsal(rehearsal: Rehearsal, fit: Fit, talk: Talk) -> None:
+    """What two micro-batches have shown, where it is news."""
+    for key, value in rehearsal.changes.items():
+        talk.say("memory", f"it ran out in the rehearsal: {key} is {value}")
+    peak = fit.after(rehearsal)
+    if fit.need is None or abs(fit.need.peak_bytes - peak) > NEWS * peak:
+        talk.say("memory", f"{gigabytes(peak)} at the peak, after the two heaviest micro-batches")
+    if fit.room is not None and peak > fit.room.num_bytes:
+        talk.say("warning", f"that is more than the {gigabytes(fit.room.num_bytes)}"
+                 f" {fit.room.reason}")  # fmt: skip
 
 
 def _quantised(config: Config, trained: Trained) -> str:

@@ -64,7 +64,7 @@ def check(
         Print one JSON object instead.
     """
     from duiti.checking import run_check
-    from duiti.summary import say_data
+    from duiti.summary import say_data, say_need
     from duiti.training.log import Talk, preparing
 
     with preparing(Talk(quiet=json_)) as watch:
@@ -84,6 +84,7 @@ def check(
         talk = Talk(stdout=True)
         say_data(report.material, talk)
         talk.say("template", report.material.template.name)
+        say_need(report.memory, talk)
         report.print_masks(show, talk.console)
         if html is not None:
             talk.say("page", str(html))
