@@ -243,8 +243,8 @@ def _gave_up(step: int, rows: Sequence[Example], reason: str) -> DuitiError:
         f"step {step}: out of memory, even with one row at a time",
         why=f"the longest row of this update, {longest.origin}, has {len(longest):,} tokens"
         f" ({reason})",
-        fix=f"--max-length below {len(longest)}, a smaller model, or --method lora"
-        " where more is trained; nothing of this step was kept",
+        fix=f"--activation-checkpointing, --max-length below {len(longest)}, a smaller model, or"
+        " --method lora where more is trained; nothing of this step was kept",
     )
 
 
