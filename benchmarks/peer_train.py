@@ -74,7 +74,7 @@ def main() -> None:
     is_low = job["dtype"] == "bfloat16"
     # What is trained stays float32 on both sides, and full fine-tuning trains every weight.
     lean_weights = job["dtype"] if job["method"] == "lora" else "float32"
-    weights = settings.pop("weights", "float32" if job["is_default"] else lean_weights)
+    weights = "float32" if job["is_default"] else lean_weights
     attention = settings.pop("attention", "sdpa")
     has_autocast = settings.pop("autocast", is_low)
     model = AutoModelForCausalLM.from_pretrained(

@@ -66,32 +66,29 @@ class Scenario:
         return self.warmup + self.updates
 
 
+_FLAT: dict[str, Any] = {"padding_free": True, "max_length": None}
 PEERS: dict[str, dict[str, Any]] = {
     # The settings as they come: activation checkpointing, padded batches, weights in float32 and
     # under bfloat16 an autocast over them.
     DEFAULTS: {},
+    # Row by row there is no padding, and no mask; but eight small products for one large.
+    "row-by-row": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
     # One flat row without padding. Its documentation asks for FlashAttention; with sdpa
     # transformers builds a block mask from the positions, so the result is right here too.
-    "padding-free": {"padding_free": True, "max_length": None},
-    # The same, with threads that spin while they wait: faster where nothing else runs, perhaps.
-    "spinning": {
-        "padding_free": True,
-        "max_length": None,
-        "environment": {"OMP_WAIT_POLICY": "ACTIVE"},
-    },
+    "padding-free": _FLAT,
+    "halves": {**_FLAT, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
     "padded": {},
-    # Row by row there is no padding either, but eight small products for one large.
-    "row-by-row": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
-    "two-by-two": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
-    "eager": {"padding_free": True, "max_length": None, "attention": "eager"},
-    "no-autocast": {"padding_free": True, "max_length": None, "autocast": False},
-    "float32-weights": {"padding_free": True, "max_length": None, "weights": "float32"},
+    "eager": {**_FLAT, "attention": "eager"},
+    # Threads that spin while they wait: faster where nothing else runs, perhaps.
+    "spinning": {**_FLAT, "environment": {"OMP_WAIT_POLICY": "ACTIVE"}},
+    # Products in bfloat16 because the weights are, without autocast.
+    "no-autocast": {**_FLAT, "autocast": False},
 }
-"""Of the peer, by name: `environment` is that of its process, `attention`, `weights` and `autocast`
-are ours (`benchmarks/peer_train.py`), the others are fields of `SFTConfig`."""
+"""Of the peer, by name: `environment` is that of its process, `attention` and `autocast` are ours
+(`benchmarks/peer_train.py`), the others are fields of `SFTConfig`."""
 
-_TRIED = ("padding-free", "padded", "row-by-row")
-_SPINNING = (*_TRIED, "spinning")
+_TRIED = ("row-by-row", "padding-free", "halves", "padded")
+_MORE = (*_TRIED, "eager", "spinning")
 _LIST = (
     Scenario(
         name="lora-4-fp32",
@@ -99,7 +96,7 @@ _LIST = (
         title_zh="LoRA，4 层，float32",
         dtype="float32",
         shape=FOUR_LAYERS,
-        peers=_SPINNING,
+        peers=_MORE,
         bars=(
             Bar(quantity="speed", limit=5.5),
             Bar(quantity="roofline", limit=0.80),
@@ -112,7 +109,7 @@ _LIST = (
         title_zh="LoRA，4 层，bfloat16",
         dtype="bfloat16",
         shape=FOUR_LAYERS,
-        peers=(*_SPINNING, "no-autocast"),
+        peers=(*_MORE, "no-autocast"),
         bars=(
             Bar(quantity="speed", limit=10),
             Bar(quantity="roofline", limit=0.75),
@@ -137,7 +134,7 @@ _LIST = (
         dtype="float32",
         shape=FOUR_LAYERS,
         learning_rate=1e-5,
-        peers=_TRIED[:2],
+        peers=_TRIED,
         bars=(Bar(quantity="speed", limit=2.5),),
     ),
     Scenario(
@@ -148,7 +145,7 @@ _LIST = (
         dtype="bfloat16",
         shape=FOUR_LAYERS,
         learning_rate=1e-5,
-        peers=_TRIED[:2],
+        peers=_TRIED,
         bars=(Bar(quantity="speed", limit=2.5),),
     ),
     Scenario(
@@ -157,7 +154,7 @@ _LIST = (
         title_zh="LoRA，全部 28 层，bfloat16",
         dtype="bfloat16",
         shape=QWEN3_06B,
-        peers=("padding-free",),
+        peers=_TRIED[:2],
         updates=2,
         bars=(Bar(quantity="speed", limit=4),),
     ),
@@ -167,7 +164,7 @@ _LIST = (
         title_zh="LoRA，全部 28 层，float32",
         dtype="float32",
         shape=QWEN3_06B,
-        peers=("padding-free",),
+        peers=_TRIED[:2],
         updates=2,
         bars=(Bar(quantity="speed", limit=4),),
     ),
