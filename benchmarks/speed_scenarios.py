@@ -190,6 +190,7 @@ def quick(scenario: Scenario) -> Scenario:
     """The same on a small model, without trials and without bars: does it still work?"""
     return replace(
         scenario,
+        title=scenario.title if scenario.shape is None else "a small model in its place",
         shape=None if scenario.shape is None else SMALL,
         peers=scenario.peers[:1],
         threads=scenario.threads[-1:],
