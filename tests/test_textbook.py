@@ -776,14 +776,17 @@ def test_adding_in_place_writes_into_the_caller() -> None:
         expected = before + textbook.scale * (before @ textbook.A @ textbook.B)
         textbook(x)
     assert (x - before).abs().max() > 0.1
-    ours, x = ours_from(textbook), before.clone()
-    assert torch.allclose(ours(x), expected, atol=1e-5)
+    assert torch.allclose(x, expected, atol=1e-5)
+    ours, x = ours_from(textbook_layer(nn.Linear(8, 8))), before.clone()
+    ours(x)
     assert torch.equal(x, before)
+    with pytest.raises(UsageError, match="computes something else"):
+        ours_from(textbook)
 
     grown = before.clone().requires_grad_() * 1.0
     with pytest.raises(RuntimeError, match="is a view and is being modified inplace"):
         textbook_layer(View(8, 8))(grown)
-    ours_from(textbook_layer(View(8, 8)))(grown).sum().backward()
+    ours(grown).sum().backward()
     on_both_pages("`y +=`", "`RuntimeError`")
 
 
