@@ -70,6 +70,39 @@ def assert_same(found: Tensor, expected: Tensor, given: tuple[Tensor, ...]) -> N
         assert (mine - reference).abs().max() <= 10 * TOLERANCE
 
 
+@pytest.mark.parametrize("window", [None, 40, 200])
+def test_half_precision_is_padded_to_few_lengths_and_nothing_sees_it(window: int | None) -> None:
+    variant = Variant(scale=SCALE, window=window)
+    shapes = set()
+    for length in (129, 200, 256):
+        given = tuple(t.detach().bfloat16().requires_grad_() for t in random_qkv(length))
+        with _Shapes() as seen:
+            found = by_kernel(*given, variant)
+        shapes.add(tuple(seen.shapes))
+        expected = dense(*given, variant)
+        # Scores of order 1 are rounded to 2^-9 = 2e-3 relative, weights and sums once more.
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() <= 3e-2
+        ours = torch.autograd.grad(found.double().square().sum(), given)
+        theirs = torch.autograd.grad(expected.square().sum(), given)
+        for mine, reference in zip(ours, theirs, strict=True):
+            assert (mine - reference).abs().max() <= 3e-2 * reference.abs().max()
+    assert len(shapes) == 1
+
+
+class _Shapes(TorchDispatchMode):
+    """Sizes of what goes into attention kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "scaled_dot_product" in str(func):
+            self.shapes += [tensor.shape for tensor in args[:3]]
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("window", [None, 1, 4, 16, 23, 40])
 @pytest.mark.parametrize("rows", [3, 8, 1024])
 def test_a_window_computed_block_by_block_is_the_dense_formula(
