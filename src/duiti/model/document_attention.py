@@ -93,8 +93,8 @@ def by_kernel(query: Tensor, key: Tensor, value: Tensor, variant: Variant) -> Te
     length, window = query.shape[2], variant.window
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and length % CPU_STEP:
         # What is added lies ahead of all that is asked for, so nothing sees it.
-        padded = (F.pad(t, (0, 0, 0, -length % CPU_STEP)) for t in (query, key, value))
-        return by_kernel(*padded, variant)[:, :, :length]
+        query, key, value = (F.pad(t, (0, 0, 0, -length % CPU_STEP)) for t in (query, key, value))
+        return by_kernel(query, key, value, variant)[:, :, :length]
     if window is None or length <= window:
         return F.scaled_dot_product_attention(
             query,
