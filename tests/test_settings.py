@@ -93,7 +93,7 @@ ELSEWHERE = {
     "trust_remote_code",
     "activation_checkpointing",
 }
-"""What these change is not in a run; the tests below show it, and `training/test_memory.py`."""
+"""What these change is not in a run; the tests below show it, and `test_fit.py`."""
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from duiti.material import Material
 from duiti.plan import step_plan, total_steps
 from duiti.training.available import Room, available_memory, resident_bytes
 from duiti.training.heaviest import heaviest
-from duiti.training.log import gigabytes
+from duiti.training.log import megabytes
 from duiti.training.need import Circumstances, Need, expected
 from duiti.training.rehearsal import Rehearsal
 from duiti.training.shapes import CannotTell, MicroBatch, ShapeModel
@@ -52,7 +52,7 @@ class Fit:
         """The line about it."""
         if self.need is None:
             return f"cannot be told from shapes ({self.unknown})"
-        room = f" · {gigabytes(self.room.num_bytes)} {self.room.reason}" if self.room else ""
+        room = f" · {megabytes(self.room.num_bytes)} {self.room.reason}" if self.room else ""
         return f"{self.need.describe()}{room}"
 
     def after(self, rehearsal: Rehearsal) -> int:
@@ -98,7 +98,7 @@ def fit_memory(config: Config, material: Material, reasons: dict[str, str]) -> t
     except CannotTell as error:
         tokens, is_checkpointed = usual, config.activation_checkpointing is True
         fit = Fit(room=room, unknown=str(error))
-    limit = f"the {gigabytes(room.num_bytes)} {room.reason}" if room else ""
+    limit = f"the {megabytes(room.num_bytes)} {room.reason}" if room else ""
     if tokens != usual:
         reasons["micro_batch_tokens"] = f"{usual:,} do not fit into {limit}"
     if config.activation_checkpointing == "auto":
@@ -245,7 +245,7 @@ def _refusal(shapes: _Shapes, room: Room, tokens: int, is_checkpointed: bool) ->
     """What is needed at least, what there is, and what would help."""
     need = shapes.need(tokens, is_checkpointed)
     return UsageError(
-        f"the run needs {gigabytes(need.peak_bytes)} of memory, and {gigabytes(room.num_bytes)}"
+        f"the run needs {megabytes(need.peak_bytes)} of memory, and {megabytes(room.num_bytes)}"
         f" {'is' if room.num_bytes < 2e9 else 'are'} {room.reason}",
         why=need.describe(),
         fix=_what_would_fit(shapes, room, tokens, is_checkpointed),

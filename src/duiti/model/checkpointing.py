@@ -11,6 +11,8 @@ from __future__ import annotations
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 
+from transformers.modeling_layers import GradientCheckpointingLayer
+
 from duiti.errors import UsageError
 from duiti.model.attention import packed_attention
 from duiti.model.sft_model import SFTModel
@@ -23,7 +25,8 @@ def can_checkpoint(sft: SFTModel) -> bool:
 
 def is_checkpointed(sft: SFTModel) -> bool:
     """Whether it is switched on."""
-    return sft.model.is_gradient_checkpointing
+    layers = (m for m in sft.model.modules() if isinstance(m, GradientCheckpointingLayer))
+    return any(layer.gradient_checkpointing for layer in layers)
 
 
 def checkpoint_activations(sft: SFTModel) -> None:

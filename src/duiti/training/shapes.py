@@ -149,7 +149,7 @@ class ShapeModel:
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations make while it is active.
 
-    Works on tensors of every kind; what exists before must be left out by name.
+    Works on tensors of every kind; what exists before is not counted.
     """
 
     def __init__(self) -> None:
@@ -174,6 +174,8 @@ class LiveBytes(TorchDispatchMode):
             return (
                 1.0 if args[0].is_floating_point() else 1
             )  # the factor behind the loss, as a rule
+        # What is given and not known yet was there before: a mask that is kept for all calls, say.
+        self.leave_out(part for part in tree_iter((args, kwargs)) if isinstance(part, Tensor))
         result = func(*args, **(kwargs or {}))
         for part in tree_iter(result):
             if isinstance(part, Tensor):
