@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +206,14 @@ def test_activation_checkpointing_changes_no_byte_of_a_run(
     assert kept[1]["activations_bytes"] < kept[0]["activations_bytes"]
     text = (found[1].path / "config.yaml").read_text()
     assert re.search(r"^activation_checkpointing: true$", text, re.MULTILINE)
+
+
+def test_a_base_in_four_bits_is_told_of_in_a_fresh_process(tmp_path: Path) -> None:
+    """What it needs is imported there for the first time, with nothing fetched and nothing said."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a b", "response": "c d"}] * 2)
+    command = [sys.executable, "-m", "duiti", "check", str(rows), "-m", "tiny", "--json"]
+    done = subprocess.run(
+        [*command, "--quantize", "nf4"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["memory"]["unknown"] is None
+    assert "kernels" not in done.stderr

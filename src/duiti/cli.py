@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # OpenMP's threads spin while they wait. Beside any other busy process that starves the thread
     # they wait for: a step of a small model took fifty times as long. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # The kernels of half precision are made for every new number of tokens, half a megabyte each,
-    # and by default the last 1,024 are kept.
+    # The kernels of half precision are made for every new number of tokens, and by default the last
+    # 1,024 are kept.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in tokens

@@ -27,7 +27,7 @@ WINDOW_ROWS = 1024
 
 CPU_STEP = 128
 """Documents in half precision are padded to a multiple of this many tokens on the CPU: for every
-new length, its library makes new code, 3 MB of it, and keeps a part for good."""
+new length, its library makes new code, and keeps a part of it for good."""
 
 SCORE_BYTES = 64 * 2**20
 """Of float32 scores held at once where they are computed in plain products."""

@@ -14,9 +14,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 def keep_freed_memory() -> bool:
     """Let what is freed serve what comes next, instead of going back to the system.
 
-    glibc asks the system anew for every large tensor, and its pages are zeroed at the first touch:
-    a fifth of the time of full fine-tuning (docs/performance.md). Other C libraries are left as
-    they are.
+    glibc asks the system anew for every large tensor, and its pages are zeroed at the first touch,
+    which full fine-tuning notices. Other C libraries are left as they are.
 
     Returns:
         Whether the C library took the setting.

@@ -4,7 +4,8 @@
     need.peak_bytes, need.describe()
 
 On a GPU the peak is that of tensors, as `torch.cuda.max_memory_allocated` counts it; on the CPU it
-is that of the process (`ru_maxrss`). The constants below were measured by `benchmarks/memory.py`.
+is that of the process (`ru_maxrss`). The constants below are rough; `benchmarks/memory.py` measures
+how far off the whole is with them.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from duiti.errors import DuitiError
 from duiti.model.checkpointing import can_checkpoint, checkpoint_activations
 from duiti.model.freeze import choose_trained
 from duiti.model.load import ModelSource
-from duiti.model.quantize import num_weights, quantize_layers
+from duiti.model.quantize import num_weights, quantize_layers, require_nf4
 from duiti.model.sft_model import SFTModel
 from duiti.types import IGNORE_INDEX, Batch, Example, Origin
 
@@ -93,7 +93,10 @@ class ShapeModel:
 
         Raises:
             CannotTell: the architecture needs contents.
+            UsageError: it is to be quantised, and that cannot be done here.
         """
+        if config.quantize == "nf4":
+            require_nf4(config.device)  # within the mode, importing what it needs would fail
         self._device = config.device
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         dtype = getattr(torch, config.dtype)
@@ -171,9 +174,8 @@ class LiveBytes(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
-            return (
-                1.0 if args[0].is_floating_point() else 1
-            )  # the factor behind the loss, as a rule
+            # The factor behind the loss, as a rule.
+            return 1.0 if args[0].is_floating_point() else 1
         # What is given and not known yet was there before: a mask that is kept for all calls, say.
         self.leave_out(part for part in tree_iter((args, kwargs)) if isinstance(part, Tensor))
         result = func(*args, **(kwargs or {}))
