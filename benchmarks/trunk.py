@@ -48,7 +48,7 @@ from duiti.config import Config, LastNConfig
 from duiti.data.batch import collate, epoch_updates
 from duiti.model.choose_trunk import choose_trunk
 from duiti.model.freeze import choose_trained
-from duiti.model.sft_model import SFTModel, can_pack, probe_rows
+from duiti.model.sft_model import SFTModel, probe_rows, why_alone
 from duiti.training.optim import RatePlan, make_optimizer
 from duiti.training.step import StepPlan, train_step, train_steps
 from duiti.types import IGNORE_INDEX, Example, Origin
@@ -146,7 +146,7 @@ def epoch_seconds(
     )
     compute_dtype = getattr(torch, dtype)
     model = random_model(shape, compute_dtype)
-    is_packed = can_pack(model, collate(probe_rows(model, rows)))
+    is_packed = why_alone(model, collate(probe_rows(model, rows))) is None
     trained = choose_trained(model, config)
     sft = SFTModel(model, compute_dtype=compute_dtype, is_packed=is_packed)
     optimizer = make_optimizer(trained.parameters.values(), weight_decay=0.0)

@@ -23,7 +23,7 @@ from duiti.data.batch import collate
 from duiti.errors import DuitiError
 from duiti.model.freeze import choose_trained
 from duiti.model.lora import lora_layers
-from duiti.model.sft_model import SFTModel, can_pack, probe_rows
+from duiti.model.sft_model import SFTModel, probe_rows, why_alone
 from duiti.selfcheck import MARGIN, Proof, check_layouts
 from duiti.types import Batch, Example
 
@@ -48,7 +48,7 @@ def start(
     name: str, method: str = "lora", dtype: torch.dtype = torch.float32, **more: Any
 ) -> tuple[SFTModel, list[nn.Parameter]]:
     model = make(name).to(dtype)
-    is_packed = can_pack(model, collate(probe_rows(model, ROWS)))
+    is_packed = why_alone(model, collate(probe_rows(model, ROWS))) is None
     trained = choose_trained(model, Config(**{**METHODS[method], **more}))
     sft = SFTModel(model, compute_dtype=dtype, is_packed=is_packed)
     return sft, list(trained.parameters.values())

@@ -21,7 +21,7 @@ from duiti.eval.metrics import METRICS
 from duiti.exporting.merge import MergeReport, export_merged
 from duiti.infer.model import Model, load
 from duiti.model.load import longest_text
-from duiti.model.sft_model import can_pack, probe_rows
+from duiti.model.sft_model import probe_rows, why_alone
 from duiti.run import Run, open_run
 from duiti.sft import finetune
 from duiti.training.log import Talk
@@ -97,7 +97,7 @@ def evaluate(
     if not len(examples):
         raise DataError("no row is left to measure on", why="all were rejected")
     probe = collate(probe_rows(model.hf, examples, lengths=examples.lengths), model.hf.device)
-    is_packed = can_pack(model.hf, probe)
+    is_packed = why_alone(model.hf, probe) is None
     measure = partial(score, examples=examples, metrics=metrics, is_packed=is_packed)
     with model.base():
         base, _ = measure(model)

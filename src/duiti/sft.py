@@ -28,7 +28,7 @@ from duiti.model.choose_trunk import choose_trunk
 from duiti.model.freeze import choose_trained
 from duiti.model.load import choose_device, load_model, num_embeddings
 from duiti.model.quantize import require_nf4
-from duiti.model.sft_model import SFTModel, can_pack, probe_rows
+from duiti.model.sft_model import SFTModel, probe_rows, why_alone
 from duiti.plan import is_val_due, recurring_rows, settle, step_plan
 from duiti.record import Outcome, before_samples, write_end, write_memory, write_start
 from duiti.run import Run, new_run_folder, write_config
@@ -77,15 +77,15 @@ def finetune(
                        quantize=config.quantize)  # fmt: skip
     check_ids(material, num_embeddings(model))
     probe = _probe(model, [material.train, material.val], config.device)
-    is_packed = can_pack(model, probe)
+    alone = why_alone(model, probe)
     trained = choose_trained(model, config)
-    sft = _sft_model(model, config, is_packed=is_packed)
+    sft = _sft_model(model, config, is_packed=alone is None)
     plan = step_plan(config, len(material.train))
     again = recurring_rows(config, material)
     if again:
         probe = _probe(model, again, config.device)
     sft.trunk, frozen = choose_trunk(sft, again, probe, folder, config)
-    say_plan(config, reasons, trained, plan, fit, is_packed=is_packed, frozen=frozen, talk=talk)
+    say_plan(config, reasons, trained, plan, fit, alone=alone, frozen=frozen, talk=talk)
     parameters = list(trained.parameters.values())
     if config.selfcheck:
         proof = check_first_update(sft, parameters, material.train, plan, folder)

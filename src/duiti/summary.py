@@ -90,13 +90,14 @@ def say_plan(
     plan: StepPlan,
     fit: Fit,
     *,
-    is_packed: bool,
+    alone: str | None,
     frozen: str,
     talk: Talk,
 ) -> None:
     """What will be done, each choice with its reason.
 
     Args:
+        alone: why rows run one by one, if they do.
         frozen: what becomes of the layers below the first trained one, where there are any.
     """
 
@@ -125,8 +126,8 @@ def say_plan(
     talk.say("rate", f"{rate}{reason('learning_rate')}")
     epochs = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
     updates = f"{plan.total_steps:,} updates of {plan.batch_size} rows, {epochs}"
-    if not is_packed:
-        updates += " · rows run one by one: this architecture cannot keep them apart in a batch"
+    if alone is not None:
+        updates += f" · rows run one by one, slower: run together, {alone}"
     talk.say("plan", updates)
     _say_memory(config, fit, reasons, talk)
 

@@ -21,7 +21,7 @@ from duiti.errors import DuitiError
 from duiti.model import attention, document_attention, head
 from duiti.model.attention import packed_attention
 from duiti.model.lora import add_lora, find_targets
-from duiti.model.sft_model import SFTModel, can_pack, probe_rows
+from duiti.model.sft_model import SFTModel, probe_rows, why_alone
 from duiti.types import Batch, Example
 
 LENGTHS = (5, 23, 1, 12)
@@ -48,7 +48,7 @@ PACKED = ["llama", "qwen3-tied", "qwen2-biased", "mistral-sliding", "qwen2-slidi
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_hidden_states_are_those_of_each_document_alone(name: str) -> None:
     model, rows = make(name), documents(LENGTHS)
-    assert can_pack(model, probe())
+    assert why_alone(model, probe()) is None
     packed = SFTModel(model, is_packed=True).hidden_states(collate(rows))
     expected = torch.cat([plain_hidden(model, row) for row in rows])
     assert (packed - expected).abs().max() <= TOLERANCE * expected.abs().max()
@@ -131,7 +131,7 @@ def test_a_probe_shorter_than_the_window_does_not_hide_that_a_model_needs_its_ma
     model = make(name)
     model.base_model_prefix = "model"  # Llama 4 says "language_model", which it does not have
     long = documents((30, 21))
-    is_packed = can_pack(model, collate(probe_rows(model, [*documents((5, 6)), *long])))
+    is_packed = why_alone(model, collate(probe_rows(model, [*documents((5, 6)), *long]))) is None
     loss, _ = SFTModel(model, is_packed=is_packed)(collate(long))
     expected = sum(plain_loss(model, row).item() for row in long)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
@@ -142,7 +142,7 @@ def test_a_backbone_that_transformers_misnames_is_found_or_refused() -> None:
     """`base_model` of a text-only Llama 4 is the whole model: its prefix names no attribute."""
     model, rows = make("llama4-chunked"), documents((5, 6))
     try:
-        is_packed = can_pack(model, collate(rows))
+        is_packed = why_alone(model, collate(rows)) is None
     except DuitiError:
         return
     loss, _ = SFTModel(model, is_packed=is_packed)(collate(rows))
@@ -152,7 +152,7 @@ def test_a_backbone_that_transformers_misnames_is_found_or_refused() -> None:
 @torch.no_grad()
 def test_a_state_space_model_runs_one_by_one() -> None:
     model, rows = make("mamba"), documents((9, 14))
-    assert not can_pack(model, probe())
+    assert why_alone(model, probe())
     loss, _ = SFTModel(model, is_packed=False)(collate(rows))
     assert loss.item() == pytest.approx(sum(plain_loss(model, r).item() for r in rows), rel=1e-5)
 
@@ -162,7 +162,7 @@ def test_logits_changed_in_an_unknown_way_are_refused() -> None:
     model = make("llama")
     model.lm_head.register_forward_hook(lambda module, given, output: output * 1.5)
     with pytest.raises(DuitiError, match="cannot be reproduced"):
-        can_pack(model, probe())
+        why_alone(model, probe())
 
 
 @pytest.mark.parametrize("name", [*PACKED, "gpt2", "lora"])
@@ -194,7 +194,7 @@ def test_no_micro_batch_waits_for_the_device(name: str, monkeypatch: pytest.Monk
 def test_the_attention_implementation_and_the_mode_are_restored(name: str, before: str) -> None:
     model = make(name).train()
     model.set_attn_implementation(before)
-    can_pack(model, probe())
+    why_alone(model, probe())
     assert model.config._attn_implementation == before
     assert model.training
     with pytest.raises(ZeroDivisionError), packed_attention(model):

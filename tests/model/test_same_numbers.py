@@ -32,7 +32,7 @@ from duiti.data.batch import collate
 from duiti.model.adapter import save_adapter
 from duiti.model.freeze import choose_trained
 from duiti.model.lora import add_lora, find_targets, lora_layers
-from duiti.model.sft_model import SFTModel, can_pack, probe_rows
+from duiti.model.sft_model import SFTModel, probe_rows, why_alone
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning"),
@@ -97,7 +97,7 @@ def plain_numbers(model: nn.Module, dtype: torch.dtype) -> Numbers:
 
 def our_numbers(model: PreTrainedModel, layout: str) -> Numbers:
     rows = documents(LENGTHS)
-    sft = SFTModel(model, is_packed=can_pack(model, collate(probe_rows(model, rows))))
+    sft = SFTModel(model, is_packed=why_alone(model, collate(probe_rows(model, rows))) is None)
     model.zero_grad(set_to_none=True)
     total = 0.0
     for part in LAYOUTS[layout]:
@@ -145,7 +145,7 @@ def test_loss_and_every_gradient_are_those_of_plain_transformers(name: str, layo
 @pytest.mark.parametrize("name", PACKED)
 def test_these_are_packed(name: str) -> None:
     """Or the test above would say nothing about packing."""
-    assert can_pack(make(name), collate(documents((9, 14, 11))))
+    assert why_alone(make(name), collate(documents((9, 14, 11)))) is None
 
 
 @pytest.mark.parametrize("layout", ["1x8", "2x4"])

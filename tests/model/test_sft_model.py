@@ -18,7 +18,7 @@ from transformers import (
 
 from duiti.data.batch import collate, lengths_of
 from duiti.errors import DuitiError
-from duiti.model.sft_model import SFTModel, can_pack, probe_rows
+from duiti.model.sft_model import SFTModel, probe_rows, why_alone
 from duiti.types import Example, Origin
 
 
@@ -59,10 +59,10 @@ def test_small_or_large_weights_do_not_change_what_can_be_packed(
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama_dir).eval()
     batch = collate([row(9, [weight]), row(12, [weight])])
-    assert can_pack(model, batch)
+    assert why_alone(model, batch) is None
     model.lm_head.register_forward_hook(lambda module, given, output: output * 1.5)
     with pytest.raises(DuitiError, match="cannot be reproduced"):
-        can_pack(model, batch)
+        why_alone(model, batch)
 
 
 def windowed() -> PreTrainedModel:

@@ -26,7 +26,7 @@ from duiti.model import kept_states
 from duiti.model.choose_trunk import choose_trunk
 from duiti.model.freeze import choose_trained, transformer_layers
 from duiti.model.kept_states import Documents, KeptStates
-from duiti.model.sft_model import SFTModel, can_pack
+from duiti.model.sft_model import SFTModel, why_alone
 from duiti.model.trunk import Trunk, frozen_depth
 from duiti.run import Run
 from duiti.sft import finetune
@@ -116,7 +116,7 @@ def opened(name: str, method: dict[str, Any], **settings: Any) -> tuple[SFTModel
     model = make(name)
     dtype = getattr(torch, "float32" if config.dtype == "auto" else config.dtype)
     model.to(dtype)
-    is_packed = can_pack(model, collate(ROWS[:3]))
+    is_packed = why_alone(model, collate(ROWS[:3])) is None
     choose_trained(model, config)
     torch.manual_seed(1)
     with torch.no_grad():  # an adapter whose B is zero has no gradient in A

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from duiti.model.document_attention import Variant, all_documents, by_kernel, by_products
+from duiti.model.few_shapes import LONG, SHORT, filled, missing
 from duiti.model.short_attention import LONGEST, short_attention
 
 NAME = "duiti_packed"
@@ -102,9 +103,14 @@ def _of_one(query: Tensor, key: Tensor, value: Tensor, variant: Variant) -> Tens
     """[1, H, L, E] of one document."""
     if not variant.is_plain:
         return by_products(query, key, value, variant)
-    if is_short(variant, query.shape[2], query.device.type):
-        return short_attention(query, key, value, variant.scale)
-    return by_kernel(query, key, value, variant)
+    length = query.shape[2]
+    short = is_short(variant, length, query.device.type)
+    # What is added lies ahead of all that is asked for, so nothing sees it.
+    more = missing(length, SHORT if short else LONG, query.device, query.dtype)
+    query, key, value = (filled(tensor, more, dim=2) for tensor in (query, key, value))
+    if short:
+        return short_attention(query, key, value, variant.scale)[:, :, :length]
+    return by_kernel(query, key, value, variant)[:, :, :length]
 
 
 def is_short(variant: Variant, length: int, device: str) -> bool:

@@ -90,7 +90,8 @@ def _steady_states(sft: SFTModel, cut: Cut, probe: Batch) -> Tensor:
             sft.hidden_states(probe)
         if not all(part.ndim == 3 and part.shape[0] == 1 for part in parts):
             raise _NotKept("they hand on more than a hidden state")
-        found.append(torch.cat(parts, dim=1)[0])
+        # Tokens that the batch was filled up with are behind the documents.
+        found.append(torch.cat(parts, dim=1)[0, : probe.num_tokens])
     if len(found[0]) != probe.num_tokens:
         raise _NotKept("they hand on more than a hidden state")
     if not _is_near(sft, found[1], found[0]):

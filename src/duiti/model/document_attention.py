@@ -25,10 +25,6 @@ from torch.utils.checkpoint import checkpoint
 WINDOW_ROWS = 1024
 """Queries of a long document that are computed together under a sliding window."""
 
-CPU_STEP = 128
-"""Documents in half precision are padded to a multiple of this many tokens on the CPU: for every
-new length, its library makes new code, and keeps a part of it for good."""
-
 SCORE_BYTES = 64 * 2**20
 """Of float32 scores held at once where they are computed in plain products."""
 
@@ -91,10 +87,6 @@ def _borders_on(device: torch.device, cu_seqlens: tuple[int, ...]) -> Tensor:
 def by_kernel(query: Tensor, key: Tensor, value: Tensor, variant: Variant) -> Tensor:
     """[1, H, L, E] of one document."""
     length, window = query.shape[2], variant.window
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and length % CPU_STEP:
-        # What is added lies ahead of all that is asked for, so nothing sees it.
-        query, key, value = (F.pad(t, (0, 0, 0, -length % CPU_STEP)) for t in (query, key, value))
-        return by_kernel(query, key, value, variant)[:, :, :length]
     if window is None or length <= window:
         return F.scaled_dot_product_attention(
             query,

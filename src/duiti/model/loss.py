@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from duiti.model.few_shapes import SUPERVISED, filled, missing
 from duiti.model.head import Head, LogitShape, RunningSums, add_product, tile_sizes, times
 from duiti.model.trained_head import TrainedHead, rows_kept
 
@@ -54,6 +55,11 @@ def supervised_loss(
         weights: [N] float32 of each position; None: all are 1. No gradient flows to them.
         bias: [V] of the output layer, if it has one.
     """
+    more = missing(len(hidden), SUPERVISED, hidden.device, hidden.dtype)
+    if more:  # of no weight
+        weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
+        weights, targets = filled(weights, more), filled(targets, more)
+        hidden = filled(hidden, more)
     is_head_trained = torch.is_grad_enabled() and (
         head.requires_grad or (bias is not None and bias.requires_grad)
     )
@@ -123,13 +129,13 @@ def _one_pass(
 ) -> Tensor:
     """The summed loss of [C, D] rows; their gradient is written to `grad`."""
     sums = RunningSums(target)
-    pull = torch.zeros_like(hidden, dtype=torch.float32)
+    pull = None if grad is None else torch.zeros_like(hidden, dtype=torch.float32)
     own_slope: Tensor | float = torch.ones_like(sums.own)
     for start, end in head.tiles():
         logits, words = head.logits(hidden, start, end)
         logits, slope = head.shaped(logits)
         mass, shrink = sums.add(logits, start)
-        if grad is None:
+        if pull is None:
             continue
         if isinstance(slope, Tensor):
             is_here, place = sums.place(start, end - start)
@@ -137,7 +143,7 @@ def _one_pass(
             mass *= slope
         add_product(pull.mul_(shrink), mass.to(words.dtype), words)
     losses, share = sums.losses()
-    if grad is not None:
+    if grad is not None and pull is not None:
         pull /= sums.total()
         pull -= share * own_slope * head.weight[target[:, 0]].float()
         if head.shape.cap is None:  # else the scale is part of the slope

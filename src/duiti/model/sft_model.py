@@ -5,7 +5,7 @@
     (loss_sum / weight_sum).backward()
 
 The backbone runs on all tokens; the vocabulary projection on the supervised ones only. Documents do
-not see each other: `can_pack` proves it on this very model before training, and where an
+not see each other: `why_alone` proves it on this very model before training, and where an
 architecture cannot (state-space and convolution layers, biases on attention's scores) each document
 runs alone: slower, never wrong.
 """
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from duiti.errors import DuitiError
 from duiti.model.attention import packed_attention
+from duiti.model.few_shapes import TOKENS, filled, missing
 from duiti.model.head import LogitShape
 from duiti.model.loss import supervised_loss
 from duiti.model.trunk import Trunk
@@ -97,8 +98,15 @@ class SFTModel(nn.Module):
         is_low = self.compute_dtype != torch.float32
         with torch.autocast(ids.device.type, self.compute_dtype) if is_low else nullcontext():
             if self.is_packed:
+                more = missing(len(ids), TOKENS, ids.device, self.compute_dtype)
+                if more:  # one more document, which nothing sees
+                    cu_seqlens = (*cu_seqlens, len(ids) + more)
+                    below = None if below is None else filled(below, more)
                 with packed_attention(self.model):
-                    return self._backbone(ids, positions, cu_seqlens, below)
+                    found = self._backbone(
+                        filled(ids, more), filled(positions, more), cu_seqlens, below
+                    )
+                return found[: len(ids)]
             parts = []
             for start, end in pairwise(cu_seqlens):
                 own = None if below is None else below[start:end]
@@ -138,7 +146,7 @@ def probe_rows(
     *,
     lengths: npt.NDArray[np.int32] | None = None,
 ) -> list[Example]:
-    """What `can_pack` needs: the shortest rows, and one that is longer than the model's window.
+    """What `why_alone` needs: the shortest rows, and one that is longer than the model's window.
 
     A window only shows in a row that it does not cover.
 
@@ -158,8 +166,9 @@ def probe_rows(
 
 
 @torch.no_grad()
-def can_pack(model: PreTrainedModel, batch: Batch) -> bool:
-    """Whether documents run together get the hidden states that they get alone.
+def why_alone(model: PreTrainedModel, batch: Batch) -> str | None:
+    """Why documents have to run one by one; None: run together, they get the hidden states that
+    they get alone.
 
     First the sum of our losses, one document at a time, is compared with dense cross-entropy on the
     logits of the model's own forward pass; then hidden states, packed, with those one by one.
@@ -189,10 +198,13 @@ def can_pack(model: PreTrainedModel, batch: Batch) -> bool:
         expected = alone.hidden_states(batch)
         try:
             packed = SFTModel(model, is_packed=True).hidden_states(batch)
-        except (NotImplementedError, TypeError, ValueError):
-            # The attention variant is not ours to compute, or the layers take no borders.
-            return False
-        return bool((packed - expected).abs().max() <= tolerance * expected.abs().max())
+        except (NotImplementedError, TypeError, ValueError) as error:
+            # The attention variant is not ours to compute, or the layers take no borders. Whatever
+            # it is, it is said: a mistake of ours must not pass for a property of the model.
+            return f"the layers of this model refuse them ({error})"
+        if (packed - expected).abs().max() <= tolerance * expected.abs().max():
+            return None
+        return "the layers of this model would let them see each other"
     finally:
         model.train(was_training)
 

@@ -127,7 +127,9 @@ class Trunk:
         for group in self.kept.missing(places):
             with torch.no_grad(), self.cut.below() as found:
                 run(*_flat(documents.ids(group), device))
-            self.kept.write(group, torch.cat(found, dim=1)[0])
+            # Tokens that the batch was filled up with are behind the documents.
+            num_tokens = sum(map(len, documents.ids(group)))
+            self.kept.write(group, torch.cat(found, dim=1)[0, :num_tokens])
         return self.kept.read(places, device)
 
 
