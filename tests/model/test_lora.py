@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_models import make
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -305,6 +306,15 @@ def test_a_linear_layer_that_computes_something_else_is_refused() -> None:
 
     with pytest.raises(UsageError, match="lora cannot adapt"):
         LoRALinear.from_base(Doubled(24, 40), LoraConfig(rank=4), seed=0, name="a.b")
+
+
+def test_a_layer_whose_weight_the_model_reads_itself_is_refused() -> None:
+    """It would never be asked for the update."""
+    model = make("mamba")
+    add_lora(model, ["backbone.layers.0.mixer.dt_proj"], LoraConfig(rank=2), seed=0)
+    assert not hasattr(model.get_submodule("backbone.layers.0.mixer.dt_proj"), "weight")
+    with pytest.raises(UsageError, match=r"cannot adapt backbone\.layers\.0\.mixer\.dt_proj"):
+        model(torch.tensor([[5, 6, 7]]), use_cache=False)
 
 
 def test_a_target_named_twice_is_adapted_once(model: PreTrainedModel) -> None:

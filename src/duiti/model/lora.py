@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,19 @@ from duiti.model.low_rank import adapted_linear
 from duiti.model.quantize import NF4Linear
 
 
+class WeightReadError(UsageError, AttributeError):
+    """A model multiplies by a layer's weight itself, so that an adapter would never be asked.
+    (An AttributeError too: `hasattr` has to say that there is none.)"""
+
+    def __init__(self, name: str) -> None:
+        last = name.rpartition(".")[2]
+        super().__init__(
+            f"lora cannot adapt {name}",
+            why="this model reads the layer's weight instead of calling the layer",
+            fix=f"name the layers to adapt, without {last}: --lora.target_modules …",
+        )
+
+
 class LoRALinear(nn.Module):
     """A frozen linear layer and its low-rank update."""
 
@@ -45,6 +59,7 @@ class LoRALinear(nn.Module):
         self.scale = scale
         self.dropout = dropout
         self.is_on = True
+        self.name = ""
         width_in, width_out = widths(base)
         device = device_of(base)
         self.lora_A = nn.Parameter(torch.zeros(rank, width_in, device=device, dtype=torch.float32))
@@ -72,6 +87,7 @@ class LoRALinear(nn.Module):
                 fix=f"--lora.rank {largest} or less",
             )
         layer = cls(base, rank=config.rank, scale=lora_scale(config), dropout=config.dropout)
+        layer.name = name
         digest = hashlib.sha256(f"lora:{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         bound = 1 / math.sqrt(widths(base)[0])
@@ -79,6 +95,11 @@ class LoRALinear(nn.Module):
         with torch.no_grad():
             layer.lora_A.copy_(start)
         return layer
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise WeightReadError(self.name)
+        return super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.is_on:
