@@ -19,11 +19,14 @@ LAYERS = [
     {"__main__"},
     {"cli", "verbs", "demo", "doctor", "listing", "api"},
     {"checking", "sft"},
-    {"record", "summary", "fit", "plan", "material", "selfcheck"},
+    {"record", "summary", "fit", "plan", "material", "identity", "resume", "proof", "selfcheck"},
     {"eval", "exporting"},
     {"training", "infer"},
     {"model", "data"},
-    {"run", "tiny", "types", "errors", "config"},
+    {
+        *("run", "tiny", "types", "errors", "config", "quantities"),
+        *("durable", "manifest", "lock", "strict_yaml"),
+    },
 ]
 # Likewise inside `data`, whose packages on one line do not know of each other.
 DATA_LAYERS = [

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from made import write_rows
 
 from duiti import fit as fit_module
-from duiti.config import Config, size_in_bytes
+from duiti.config import Config
 from duiti.errors import UsageError
 from duiti.fit import Fit, first_that_fits, fit_memory, halved, longest_that_fits
 from duiti.material import read_material
 from duiti.plan import settle
+from duiti.quantities import size_in_bytes
 from duiti.sft import finetune
 from duiti.training import need as need_module
 from duiti.training.available import Room

@@ -21,6 +21,7 @@ from cyclopts import Parameter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from duiti.errors import UsageError, did_you_mean
+from duiti.quantities import SaveEvery, seconds_in, size_in_bytes
 
 Auto = Literal["auto"]
 Method = Literal["lora", "last-n", "full"]
@@ -55,6 +56,9 @@ SYNONYMS = {
     "quantization_bit": "quantize",
     "warmup": "warmup_steps",
     "clip_grad": "max_grad_norm",
+    "save_steps": "save_every",
+    "saves_per_epoch": "save_every",
+    "save_total_limit": "keep",
 }
 """What other tools call our keys: an unknown key is answered with ours."""
 
@@ -186,6 +190,20 @@ class Config(_Section):
     about a third more time, the same result. `auto`: only if it does not fit otherwise."""
     eval_every: Auto | Annotated[int, Field(ge=1)] = "auto"
     """Updates between two measurements on `val`. `auto`: ten over the run."""
+    save_every: str = "10m"
+    """How often a checkpoint is made, from which `--resume` goes on: by time (`10m`), by updates
+    (`200`), or `never`. A signal to stop always makes one."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints that are kept: the newest so many, and the best on `val`."""
+    budget: str | None = None
+    """Time for training: `30m`. The learning rate follows it, so that a run that it ends is
+    finished, not broken off."""
+    skip_bad_steps: int = Field(default=0, ge=0)
+    """Updates with a loss or gradient that is not finite that may be left out before the run
+    stops."""
+    proof: bool = True
+    """At the end, open what was saved in a new process, with plain transformers and PEFT, and hold
+    it against the model that was trained."""
     selfcheck: bool = False
     """Before training, prove on the first update's rows that loss and gradient do not depend on how
     rows are laid out; the run stops if they do."""
@@ -215,6 +233,19 @@ class Config(_Section):
     def _is_a_size(cls, value: str) -> str:
         if value != "auto":
             size_in_bytes(value)
+        return value
+
+    @field_validator("save_every")
+    @classmethod
+    def _is_a_pace(cls, value: str) -> str:
+        SaveEvery.parse(value)
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds_in(value)
         return value
 
     @field_validator("date")
@@ -256,19 +287,6 @@ def _as_source(value: object) -> object:
     if not isinstance(value.get("path"), str) or len(given) > 1:
         raise ValueError("a file reads {path: a.jsonl, weight: 0.1} or {path: a.jsonl, rows: 500}")
     return f"{value['path']}" + "".join(f"{amounts[name]}{value[name]}" for name in given)
-
-
-def size_in_bytes(text: str) -> int:
-    """`8GB`, `512 MB`, `1.5GiB`.
-
-    Raises:
-        ValueError: it is no size.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B?", text.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) == 0:
-        raise ValueError("must read like 8GB or 512MB")
-    base = 1024 if found[3] else 1000
-    return int(float(found[1]) * base ** ("KMGT".index(found[2].upper()) + 1))
 
 
 def load_config(file: str | Path | None, flags: Mapping[str, Any]) -> Config:
