@@ -11,7 +11,6 @@ starts, from the model, the data and the machine, and printed with the reason (`
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal

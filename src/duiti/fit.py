@@ -18,8 +18,8 @@ from duiti.config import Config
 from duiti.data.storage.store import ExampleStore
 from duiti.errors import UsageError
 from duiti.material import Material
-from duiti.quantities import size_in_bytes
 from duiti.plan import step_plan, total_steps
+from duiti.quantities import size_in_bytes
 from duiti.training.available import Room, available_memory, resident_bytes
 from duiti.training.heaviest import heaviest
 from duiti.training.log import megabytes
