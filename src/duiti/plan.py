@@ -9,10 +9,14 @@ rows = recurring_rows(config, material)
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from duiti.config import Config
 from duiti.data.batch import epoch_updates
+from duiti.data.reading.sources import parse_source
+from duiti.data.repeats.split import parse_share
 from duiti.data.storage.store import ExampleStore
+from duiti.data.templates.template import NAMES
 from duiti.material import Material
 from duiti.model.load import choose_device
 from duiti.model.precision import choose_dtype
@@ -28,6 +32,7 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     reasons: dict[str, str] = {}
     values: dict[str, object] = {
         "model": material.source.lasting_name,
+        **_lasting_paths(config),
         "date": material.options.date,
     }
 
@@ -55,6 +60,24 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     if material.val and config.eval_every == "auto":
         choose("eval_every", max(1, total // 10), "ten times over the run")
     return config.model_copy(update=values), reasons
+
+
+def _lasting_paths(config: Config) -> dict[str, object]:
+    """Paths that lead to the same files from any working folder."""
+    found: dict[str, object] = {"data": tuple(_lasting(name) for name in config.data)}
+    if config.val is not None and parse_share(config.val) is None:
+        found["val"] = _lasting(config.val)
+    if config.filter is not None:
+        found["filter"] = str(Path(config.filter).absolute())  # the function's name is behind it
+    if config.template not in NAMES:
+        found["template"] = str(Path(config.template).absolute())
+    return found
+
+
+def _lasting(name: str) -> str:
+    """`a.jsonl@0.1` → `/data/a.jsonl@0.1`."""
+    file = parse_source(name).name
+    return f"{Path(file).absolute()}{name.removeprefix(file)}"
 
 
 def _why_template(material: Material) -> str:

@@ -26,6 +26,7 @@ TEMPLATE_FILE = "template.yaml"
 LEDGER_FILE = "data/ledger.json"
 REJECTED_FILE = "data/rejected.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,8 @@ BUILT_IN = {
         separator="\n",
     ),
 }
+NAMES = frozenset({"auto", "model", *BUILT_IN})
+"""What is no file, whatever lies in the working folder."""
 
 
 @dataclass(frozen=True, slots=True)
