@@ -19,7 +19,7 @@ LAYERS = [
     {"__main__"},
     {"cli", "verbs", "demo", "doctor", "listing", "api"},
     {"checking", "sft"},
-    {"record", "summary", "fit", "plan", "material", "identity", "resume", "proof", "selfcheck"},
+    {"record", "summary", "fit", "plan", "material", "identity", "stopped", "proof", "selfcheck"},
     {"eval", "exporting"},
     {"training", "infer"},
     {"model", "data"},
