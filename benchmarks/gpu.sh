@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # duiti beside TRL, TRL + Liger and Unsloth on one CUDA GPU: makes the environments, then measures
-# (benchmarks/gpu.py says what, docs/gpu.md how to read it).
+# (benchmarks/gpu says what, docs/gpu.md how to read it).
 #
 #   benchmarks/gpu.sh                              every case; benchmarks/results/gpu.json
-#   benchmarks/gpu.sh --case lora-8b --repeats 5   what gpu.py takes
+#   benchmarks/gpu.sh --case lora-8b --repeats 5   what benchmarks.gpu takes
 #   benchmarks/gpu.sh --dry-run                    the same way on the CPU, tiny models, no verdict
 #
 # PYTHON        makes the environments (default python3.11)

@@ -14,7 +14,7 @@ operation is charged to the nearest of our own steps above it:
 | optimizer | AdamW, clipping |
 | model code | norms, rotations, activations, residuals: transformers' own modules |
 
-*Products* are matrix products; *ideal* is the time that the necessary ones (`benchmarks/flops.py`)
+*Products* are matrix products; *ideal* is the time that the necessary ones (`speed/flops.py`)
 take at the rate of one large product, measured in the same process. What is left of the update's
 time outside of operations is Python. `--write` puts the table into docs/performance.md.
 """
@@ -31,9 +31,9 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.flops import necessary_flops
-from benchmarks.matmul_rate import best_rate
-from benchmarks.speed_scenarios import ALPHA, FOUR_LAYERS, RANK, ROWS_PER_UPDATE
+from benchmarks.speed.flops import necessary_flops
+from benchmarks.speed.matmul_rate import best_rate
+from benchmarks.speed.scenarios import ALPHA, FOUR_LAYERS, RANK, ROWS_PER_UPDATE
 from benchmarks.trunk import made_examples, random_model
 from duiti.config import Config, LoraConfig
 from duiti.model.freeze import choose_trained

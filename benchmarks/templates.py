@@ -18,9 +18,9 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from benchmarks.exceptions import EXCEPTIONS
-from benchmarks.stock import AS_TEXT, SUITE, spec_of, stock_names, tokenizer_of, twin_names
-from benchmarks.twins import compare, explain
+from benchmarks.oracle.exceptions import EXCEPTIONS
+from benchmarks.oracle.stock import AS_TEXT, SUITE, spec_of, stock_names, tokenizer_of, twin_names
+from benchmarks.oracle.twins import compare, explain
 from duiti.data.tokens.encode import EncodeOptions, Encoder
 from duiti.errors import RowError
 

@@ -9,24 +9,24 @@
 **What is the same on both sides.** Weights (random, in Qwen3-0.6B's shape, cut to 4 layers or
 whole), rows, the rows of every update and their order, batch (8 rows per update), precision,
 threads, learning rate, clipping, AdamW. duiti prepares the rows once; TRL is given its ids and
-labels (`benchmarks/speed_setup.py`), so the supervised tokens are the same by construction, and the
+labels (`benchmarks/speed/setup.py`), so the supervised tokens are the same by construction, and the
 adapter that duiti starts from, so that loss and gradient can be compared and not only look alike.
 
 **What is compared first.** One update in float32 on both sides: loss and gradient norm must agree
 to 1e-3, or there is no benchmark. Every process is also held to the tokens that it should see.
 
 **What is timed.** Each run is a process of its own: `duiti train` as a user calls it, and TRL's
-`SFTTrainer` (`benchmarks/peer_train.py`) in its own environment. Both write a line per update and
+`SFTTrainer` (`benchmarks/speed/peer.py`) in its own environment. Both write a line per update and
 are watched from outside; the clock runs from the end of the warm-up update to the end of the last.
 The two take turns, several times; medians are shown. TRL runs at its best settings, the fastest of
-those in `speed_scenarios.PEERS` that a scenario names, tried at the start of the same run; and once
+those in `speed/scenarios.PEERS` that a scenario names, tried at the start of the same run; and once
 as it comes. Tokens are those of the rows: padding does not count. Peak memory is the most that the
 process ever held.
 
-**Roofline**: necessary FLOPs (`benchmarks/flops.py` has the formula) / time / the matrix-product
+**Roofline**: necessary FLOPs (`speed/flops.py` has the formula) / time / the matrix-product
 rate of the same run, in the same dtype and threads, the best that was seen.
 
-Bars (`speed_scenarios.py`) are printed with met or missed and decide nothing: the exit code tells
+Bars (`speed/scenarios.py`) are printed with met or missed and decide nothing: the exit code tells
 of errors and of losses that disagree. The JSON goes to `--output`; scenarios that are measured
 again on the same machine and versions replace those in it.
 """
@@ -41,13 +41,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed_machine import machine
-from benchmarks.speed_measure import Checked, measure
-from benchmarks.speed_run import Unequal, peer_versions
-from benchmarks.speed_scenarios import QUICK, SCENARIOS, RowKind, Scenario, quick
-from benchmarks.speed_start import ROOT, Bench
-from benchmarks.speed_table import summary, verdicts, write_pages
-from benchmarks.speed_watch import Failed
+from benchmarks.speed.machine import machine
+from benchmarks.speed.measure import Checked, measure
+from benchmarks.speed.run import Unequal, peer_versions
+from benchmarks.speed.scenarios import QUICK, SCENARIOS, RowKind, Scenario, quick
+from benchmarks.speed.start import ROOT, Bench
+from benchmarks.speed.table import summary, verdicts, write_pages
+from benchmarks.speed.watch import Failed
 
 RESULTS = ROOT / "benchmarks" / "results" / "train_speed.json"
 QUICK_RESULTS = ROOT / "build" / "train_speed_quick.json"

@@ -8,7 +8,7 @@ norm (`--method last-n --last-n.layers 1`); made-up rows with the lengths of GSM
 Two runs take turns, several times: one keeps the output of the lower three layers, one does not.
 Both start with an update on other rows, which is not counted. Each epoch is timed by itself.
 
-FLOPs are those of matrix products (`benchmarks/flops.py` has the table). Of T tokens, S of them
+FLOPs are those of matrix products (`speed/flops.py` has the table). Of T tokens, S of them
 trained, with P weights in the linear layers of one decoder layer, H heads of width E, vocabulary V,
 width D, and documents of L tokens:
 
@@ -40,10 +40,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.flops import Shape
-from benchmarks.matmul_rate import best_rate
-from benchmarks.speed_rows import LENGTHS, made_lengths
-from benchmarks.speed_scenarios import FOUR_LAYERS, ROWS_PER_UPDATE, SEED, SMALL
+from benchmarks.speed.flops import Shape
+from benchmarks.speed.matmul_rate import best_rate
+from benchmarks.speed.rows import LENGTHS, made_lengths
+from benchmarks.speed.scenarios import FOUR_LAYERS, ROWS_PER_UPDATE, SEED, SMALL
 from duiti.config import Config, LastNConfig
 from duiti.data.batch import collate, epoch_updates
 from duiti.model.choose_trunk import choose_trunk

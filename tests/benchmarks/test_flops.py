@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.flops import Method, Shape, necessary_flops
+from benchmarks.speed.flops import Method, Shape, necessary_flops
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
 SHAPE = Shape(hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=16, vocab=96)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_cases import CASES, SETTINGS, Bar
-from benchmarks.gpu_report import disagreement, report, summary
-from benchmarks.gpu_run import Run
+from benchmarks.gpu.cases import CASES, SETTINGS, Bar
+from benchmarks.gpu.report import disagreement, report, summary
+from benchmarks.gpu.run import Run
 
 ROOT = Path(__file__).parents[2]
 RUN = Run(seconds=2.0, num_tokens=1000, peak_bytes=8_000_000_000, loss=2.0, grad_norm=1.0)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.speed_machine import others_since, stamp
-from benchmarks.speed_measure import TOLERANCE
-from benchmarks.speed_rows import LENGTHS, made_lengths, write_made, write_sample
-from benchmarks.speed_run import Run
-from benchmarks.speed_scenarios import DEFAULTS, PEERS, QUICK, SCENARIOS, Bar, quick
-from benchmarks.speed_table import BEGIN, END, details, summary, table, verdicts, write_pages
-from benchmarks.speed_watch import Failed, watch
+from benchmarks.speed.machine import others_since, stamp
+from benchmarks.speed.measure import TOLERANCE
+from benchmarks.speed.rows import LENGTHS, made_lengths, write_made, write_sample
+from benchmarks.speed.run import Run
+from benchmarks.speed.scenarios import DEFAULTS, PEERS, QUICK, SCENARIOS, Bar, quick
+from benchmarks.speed.table import BEGIN, END, details, summary, table, verdicts, write_pages
+from benchmarks.speed.watch import Failed, watch
 
 GIGABYTE = 1e9
 

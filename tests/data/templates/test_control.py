@@ -10,7 +10,7 @@ from tokenizers import AddedToken as Added
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.stock import SUITE, as_row
+from benchmarks.oracle.stock import SUITE, as_row
 from duiti.data.templates.control import CLOSE, OPEN, AddedToken, Control, Mode, split_marked
 from duiti.data.templates.render import TemplateSpec
 from duiti.data.tokens.encode import EncodeOptions, Encoder

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from benchmarks.exceptions import EXCEPTIONS
-from benchmarks.stock import (
+from benchmarks.oracle.exceptions import EXCEPTIONS
+from benchmarks.oracle.stock import (
     AS_TEXT,
     SUITE,
     as_row,
@@ -27,8 +27,8 @@ from benchmarks.stock import (
     tokens_of,
     twin_names,
 )
+from benchmarks.oracle.twins import Explained, compare, explain
 from benchmarks.templates import PAGES, Language, page
-from benchmarks.twins import Explained, compare, explain
 from duiti.data.tokens.encode import Encoded, EncodeOptions, Encoder
 from duiti.errors import RowError
 from duiti.types import Message, Origin, Sample

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from benchmarks.stock import SUITE, TWIN, as_row, read_stock, stock_names, tokenizer_of, twin_names
+from benchmarks.oracle.stock import (
+    SUITE,
+    TWIN,
+    as_row,
+    read_stock,
+    stock_names,
+    tokenizer_of,
+    twin_names,
+)
 from duiti.data.chunk import NumberedRow
 from duiti.data.pool import Job, Pool, PromptService
 from duiti.data.templates.calls import CallShape

@@ -3,7 +3,7 @@
     checked: Checked = {}
     entry = measure(bench, SCENARIOS["lora-4-bf16"], repeats=3, checked=checked)
 
-The entry is plain JSON; `benchmarks/speed_table.py` makes medians and tables of it.
+The entry is plain JSON; `benchmarks/speed/table.py` makes medians and tables of it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.flops import necessary_flops
-from benchmarks.speed_machine import others_since, stamp
-from benchmarks.speed_run import Run, Unequal, matmul_rate, train_duiti, train_trl
-from benchmarks.speed_scenarios import DEFAULTS, RANK, Scenario
-from benchmarks.speed_start import Bench, Ready, prepare
-from benchmarks.speed_watch import Failed
+from benchmarks.speed.flops import necessary_flops
+from benchmarks.speed.machine import others_since, stamp
+from benchmarks.speed.run import Run, Unequal, matmul_rate, train_duiti, train_trl
+from benchmarks.speed.scenarios import DEFAULTS, RANK, Scenario
+from benchmarks.speed.start import Bench, Ready, prepare
+from benchmarks.speed.watch import Failed
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 """Of the first update's loss and gradient norm, relative. In bfloat16 a number is off by up to

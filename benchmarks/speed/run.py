@@ -5,7 +5,7 @@
     rate = matmul_rate(bench, "bfloat16", threads=2)
 
 duiti is run as a user runs it, `duiti train … --plain`, and leaves its line per update in
-`metrics.jsonl`; TRL runs in `benchmarks/peer_train.py`.
+`metrics.jsonl`; TRL runs in `benchmarks/speed/peer.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.speed_scenarios import (
+from benchmarks.speed.scenarios import (
     ALPHA,
     DEFAULTS,
     PEERS,
@@ -26,7 +26,7 @@ from benchmarks.speed_scenarios import (
     Dtype,
     Scenario,
 )
-from benchmarks.speed_start import (
+from benchmarks.speed.start import (
     ROOT,
     Bench,
     Ready,
@@ -35,7 +35,7 @@ from benchmarks.speed_start import (
     output_of,
     template_of,
 )
-from benchmarks.speed_watch import Failed, Seen, watch
+from benchmarks.speed.watch import Failed, Seen, watch
 
 
 class Unequal(Exception):
@@ -150,7 +150,7 @@ def train_trl(
         "result": str(result),
     }
     seen = watch(
-        [bench.peer, str(ROOT / "benchmarks" / "peer_train.py")],
+        [bench.peer, str(ROOT / "benchmarks" / "speed" / "peer.py")],
         lines=lines,
         log=output.with_suffix(".log"),
         environment=environment_of(bench, threads) | waiting | given.get("environment", {}),
@@ -166,8 +166,8 @@ def train_trl(
 
 
 def matmul_rate(bench: Bench, dtype: Dtype, *, threads: int) -> float:
-    """FLOPs per second of a large product (`benchmarks/matmul_rate.py`)."""
-    command = [sys.executable, "-m", "benchmarks.matmul_rate", dtype]
+    """FLOPs per second of a large product (`benchmarks/speed/matmul_rate.py`)."""
+    command = [sys.executable, "-m", "benchmarks.speed.matmul_rate", dtype]
     return float(output_of(command, bench, threads=threads))
 
 

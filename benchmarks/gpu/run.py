@@ -1,4 +1,4 @@
-"""Runs the children of `benchmarks/gpu.py`: set a case up, train with duiti or a peer, measure the
+"""Runs the children of `benchmarks.gpu`: set a case up, train with duiti or a peer, measure the
 product rate. One process at a time, so that each has the GPU to itself.
 
     ready = prepare(place, case)
@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_cases import SETTINGS, Case, Family
-from benchmarks.speed_rows import write_made, write_sample
-from benchmarks.speed_scenarios import ALPHA, RANK, SEED
-from benchmarks.speed_watch import Failed, Seen, watch
+from benchmarks.gpu.cases import SETTINGS, Case, Family
+from benchmarks.speed.rows import write_made, write_sample
+from benchmarks.speed.scenarios import ALPHA, RANK, SEED
+from benchmarks.speed.watch import Failed, Seen, watch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = (
     "torch",
     "transformers",
@@ -118,7 +118,7 @@ def prepare(place: Place, case: Case) -> Ready:
         "updates": str(folder / "updates.json"),
         "adapter": str(folder / "adapter"),
     }
-    command = [place.pythons["duiti"], "-m", "benchmarks.gpu_setup"]
+    command = [place.pythons["duiti"], "-m", "benchmarks.gpu.setup"]
     facts = json.loads(_output(place, command, stdin=json.dumps(job)))
     counts = [len(update) for update in facts["lengths"]]
     if counts != [case.rows] * case.num_updates:
@@ -189,9 +189,9 @@ def run_peer(place: Place, ready: Ready, name: str, *, num_updates: int) -> Run:
         "lines": str(lines),
         "result": str(result),
     }
-    module = "gpu_unsloth" if setting.family == "unsloth" else "gpu_peer"
+    module = "unsloth" if setting.family == "unsloth" else "peer"
     seen = watch(
-        [place.pythons[setting.family], "-m", f"benchmarks.{module}"],
+        [place.pythons[setting.family], "-m", f"benchmarks.gpu.{module}"],
         lines=lines,
         log=output.with_suffix(".log"),
         environment=_environment(place),
@@ -211,8 +211,8 @@ def run_peer(place: Place, ready: Ready, name: str, *, num_updates: int) -> Run:
 
 
 def product_rate(place: Place) -> float:
-    """FLOPs per second of large products (`benchmarks/gpu_matmul.py`)."""
-    command = [place.pythons["duiti"], "-m", "benchmarks.gpu_matmul", place.device, place.dtype]
+    """FLOPs per second of large products (`benchmarks/gpu/matmul.py`)."""
+    command = [place.pythons["duiti"], "-m", "benchmarks.gpu.matmul", place.device, place.dtype]
     return float(_output(place, command))
 
 

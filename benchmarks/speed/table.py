@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from benchmarks.speed_scenarios import SCENARIOS, Quantity, Scenario
+from benchmarks.speed.scenarios import SCENARIOS, Quantity, Scenario
 
 Language = Literal["en", "zh"]
 Entry = Mapping[str, Any]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 READMES: dict[str, Language] = {"README.md": "en", "README.zh-CN.md": "zh"}
 DETAILS = "docs/performance.md"
 BEGIN, END = "<!-- speed: made by benchmarks/train_speed.py -->", "<!-- /speed -->"

@@ -1,4 +1,4 @@
-"""What the measurements of `benchmarks/gpu.py` amount to: medians, ratios, bars, lines to print.
+"""What the measurements of `benchmarks.gpu` amount to: medians, ratios, bars, lines to print.
 
     found = summary(runs, flops=flops, product_rate=rate)
     print("\n".join(report(case, entry, is_dry=False)))
@@ -11,8 +11,8 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from benchmarks.gpu_cases import Case
-from benchmarks.gpu_run import Run
+from benchmarks.gpu.cases import Case
+from benchmarks.gpu.run import Run
 
 
 def disagreement(ours: Run, theirs: Run, name: str, limit: float) -> list[str]:

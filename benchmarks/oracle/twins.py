@@ -5,7 +5,7 @@
 
 A twin is a copy of a model's template into which `trl` has put generation tags by hand, and which
 transformers turns into spans. Where the two differ, the difference has to be one of
-`benchmarks/exceptions.py`, and each has a rule here that holds it to the letter; anything else is
+`exceptions.py`, and each has a rule here that holds it to the letter; anything else is
 an error.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from benchmarks.stock import (
+from benchmarks.oracle.stock import (
     AS_TEXT,
     EOS,
     SUITE,

@@ -1,10 +1,10 @@
-"""Makes, once per case, what all sides start from. A child of `benchmarks/gpu.py`.
+"""Makes, once per case, what all sides start from. A child of `benchmarks.gpu`.
 
-    python -m benchmarks.gpu_setup < job.json > facts.json
+    python -m benchmarks.gpu.setup < job.json > facts.json
 
 A model folder with random weights, the token ids and labels that duiti trains on, update by update
 in its order, and with LoRA the adapter that it starts from, as a PEFT folder. As on the CPU
-(`benchmarks/speed_setup.py`): peers get ids and labels, so they supervise the very same tokens.
+(`benchmarks/speed/setup.py`): peers get ids and labels, so they supervise the very same tokens.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flops import Shape
-from benchmarks.speed_scenarios import ALPHA, RANK, SEED
-from benchmarks.speed_setup import make_model, write_adapter
+from benchmarks.speed.flops import Shape
+from benchmarks.speed.scenarios import ALPHA, RANK, SEED
+from benchmarks.speed.setup import make_model, write_adapter
 from duiti.config import Config, LoraConfig
 from duiti.data.batch import epoch_updates
 from duiti.material import Material, raise_refusals, read_material

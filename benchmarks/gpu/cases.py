@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu.py` measures, as data: models, settings of the peers, bars.
+"""What `benchmarks.gpu` measures, as data: models, settings of the peers, bars.
 
 CASES["lora-8b"], SETTINGS["liger"], dry(CASES["lora-8b"])
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from benchmarks.flops import Method, Shape
-from benchmarks.speed_scenarios import QWEN3_06B
+from benchmarks.speed.flops import Method, Shape
+from benchmarks.speed.scenarios import QWEN3_06B
 
 Family = Literal["trl", "liger", "unsloth"]
 Quantity = Literal["mfu", "speed", "memory"]

@@ -1,7 +1,7 @@
-"""Unsloth on rows that are tokens already. A child of `benchmarks/gpu.py`, in Unsloth's own
+"""Unsloth on rows that are tokens already. A child of `benchmarks.gpu`, in Unsloth's own
 environment; it needs a GPU to be imported at all.
 
-    python -m benchmarks.gpu_unsloth < job.json
+    python -m benchmarks.gpu.unsloth < job.json
 
 The adapter starts from Unsloth's own random numbers: it is zero before the first update on either
 side, so the loss is that of duiti, but the norm of the gradient is not.
@@ -17,8 +17,8 @@ import unsloth  # type: ignore[import-not-found]  # isort: skip  # changes what 
 
 import torch
 
-from benchmarks.gpu_peer import train
-from benchmarks.speed_scenarios import ALPHA, RANK
+from benchmarks.gpu.peer import train
+from benchmarks.speed.scenarios import ALPHA, RANK
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -3,7 +3,7 @@
     bench = Bench(folder=folder, peer=".venv-trl/bin/python", data={})
     ready = prepare(bench, SCENARIOS["lora-4-bf16"])
 
-The heavy part is a child, `benchmarks/speed_setup.py`: this process stays small, for children are
+The heavy part is a child, `benchmarks/speed/setup.py`: this process stays small, for children are
 born with the peak memory of their parent.
 """
 
@@ -16,11 +16,11 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.speed_rows import write_made, write_sample
-from benchmarks.speed_scenarios import ROWS_PER_UPDATE, RowKind, Scenario
-from benchmarks.speed_watch import Failed
+from benchmarks.speed.rows import write_made, write_sample
+from benchmarks.speed.scenarios import ROWS_PER_UPDATE, RowKind, Scenario
+from benchmarks.speed.watch import Failed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TINY_ROWS = ROOT / "src" / "duiti" / "tiny" / "assets" / "train.jsonl"
 
 
@@ -82,7 +82,7 @@ def prepare(bench: Bench, scenario: Scenario) -> Ready:
         "updates": str(folder / "updates.json"),
         "adapter": str(folder / "adapter"),
     }
-    command = [sys.executable, "-m", "benchmarks.speed_setup"]
+    command = [sys.executable, "-m", "benchmarks.speed.setup"]
     facts = json.loads(output_of(command, bench, stdin=json.dumps(job)))
     counts = [len(update) for update in facts["lengths"]]
     if counts != [ROWS_PER_UPDATE] * scenario.num_updates:

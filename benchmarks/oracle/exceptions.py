@@ -1,6 +1,6 @@
 """How ours may differ from a template's generation-tagged twin, and why ours is right.
 
-The rule that holds each to the letter is in `benchmarks/twins.py`; `docs/templates.md` says where
+The rule that holds each to the letter is in `twins.py`; `docs/templates.md` says where
 each occurs.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from benchmarks.flops import Method, Shape
+from benchmarks.speed.flops import Method, Shape
 
 Dtype = Literal["float32", "bfloat16"]
 RowKind = Literal["gsm8k", "alpaca-zh", "tiny"]
@@ -85,7 +85,7 @@ PEERS: dict[str, dict[str, Any]] = {
     "no-autocast": {**_FLAT, "autocast": False},
 }
 """Of the peer, by name: `environment` is that of its process, `attention` and `autocast` are ours
-(`benchmarks/peer_train.py`), the others are fields of `SFTConfig`."""
+(`benchmarks/speed/peer.py`), the others are fields of `SFTConfig`."""
 
 _TRIED = ("row-by-row", "padding-free", "halves", "padded")
 _MORE = (*_TRIED, "eager", "spinning")

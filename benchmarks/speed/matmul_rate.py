@@ -1,6 +1,6 @@
 """The matrix-product rate of this machine: the roof that a run is measured against.
 
-    python -m benchmarks.matmul_rate bfloat16
+    python -m benchmarks.speed.matmul_rate bfloat16
 
 Prints FLOPs per second, the best over square products of several sizes around 2048 and over
 several tries each, in torch's own product of activations with a weight (`linear`), with the threads

@@ -1,6 +1,6 @@
 """Makes, once per scenario, what both sides start from. A child of `benchmarks/train_speed.py`.
 
-    python -m benchmarks.speed_setup < job.json > facts.json
+    python -m benchmarks.speed.setup < job.json > facts.json
 
 - a model folder with random weights in bfloat16 and a tokenizer (or the embedded model as it is);
 - the token ids and labels that duiti trains on for the rows, update by update, in duiti's order.
@@ -20,8 +20,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.flops import Shape
-from benchmarks.speed_scenarios import ALPHA, RANK, ROWS_PER_UPDATE, SEED
+from benchmarks.speed.flops import Shape
+from benchmarks.speed.scenarios import ALPHA, RANK, ROWS_PER_UPDATE, SEED
 from duiti import tiny
 from duiti.config import Config, LoraConfig
 from duiti.data.batch import epoch_updates

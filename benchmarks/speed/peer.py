@@ -1,9 +1,9 @@
 """TRL on rows that are tokens already. A child of `benchmarks/train_speed.py`, in TRL's own
 environment; it imports nothing of duiti.
 
-    python benchmarks/peer_train.py < job.json
+    python benchmarks/speed/peer.py < job.json
 
-The job names a model folder, the rows of each update (`benchmarks/speed_setup.py`), the adapter to
+The job names a model folder, the rows of each update (`benchmarks/speed/setup.py`), the adapter to
 start from and TRL's settings. The rows are given as `input_ids` and `labels`, which `SFTTrainer`
 takes as they are, and in their order (`train_sampling_strategy="sequential"`).
 

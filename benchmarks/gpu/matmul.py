@@ -1,6 +1,6 @@
 """The matrix-product rate of a device: what a run's FLOPs per second are measured against.
 
-    python -m benchmarks.gpu_matmul cuda bfloat16
+    python -m benchmarks.gpu.matmul cuda bfloat16
 
 Prints FLOPs per second of torch's product of activations with a weight (`linear`): for each size
 the rate over a second of products one after the other, as training runs them (a rate of bursts

@@ -9,12 +9,12 @@ update, precision (products in bfloat16, what is trained in float32), learning r
 AdamW. Peers get duiti's token ids and labels, and (TRL) its adapter, so the loss of the first
 update has to agree, or the case is marked as not comparable and the exit code says so.
 
-Each family of peers runs at its fastest setting (`gpu_cases.SETTINGS`), tried in the same run; a
+Each family of peers runs at its fastest setting (`cases.SETTINGS`), tried in the same run; a
 setting that fails, for want of memory or of a package, is said and left out. Then duiti and the
 peers take turns; medians are shown. Every run is a process of its own, watched from outside.
 
 - tokens/s: of rows; padding does not count.
-- MFU: necessary FLOPs (`benchmarks/flops.py`) / time / the product rate measured in the same run.
+- MFU: necessary FLOPs (`speed/flops.py`) / time / the product rate measured in the same run.
 - memory: the most that tensors held on the GPU (`torch.cuda.max_memory_allocated`).
 
 Bars are printed as met or missed, and decide nothing.
@@ -33,10 +33,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flops import necessary_flops
-from benchmarks.gpu_cases import CASES, DRY_CASES, SETTINGS, TOLERANCE, Case, dry
-from benchmarks.gpu_report import disagreement, report, summary
-from benchmarks.gpu_run import (
+from benchmarks.gpu.cases import CASES, DRY_CASES, SETTINGS, TOLERANCE, Case, dry
+from benchmarks.gpu.report import disagreement, report, summary
+from benchmarks.gpu.run import (
     ROOT,
     Place,
     Ready,
@@ -48,8 +47,9 @@ from benchmarks.gpu_run import (
     run_peer,
     versions,
 )
-from benchmarks.speed_scenarios import RANK
-from benchmarks.speed_watch import Failed
+from benchmarks.speed.flops import necessary_flops
+from benchmarks.speed.scenarios import RANK
+from benchmarks.speed.watch import Failed
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 DRY_RESULTS = ROOT / "build" / "gpu_dry_run.json"

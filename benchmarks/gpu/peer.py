@@ -1,7 +1,7 @@
 """TRL, with or without Liger's kernels, on rows that are tokens already. A child of
-`benchmarks/gpu.py`, in TRL's own environment; it imports nothing of duiti.
+`benchmarks.gpu`, in TRL's own environment; it imports nothing of duiti.
 
-    python -m benchmarks.gpu_peer < job.json
+    python -m benchmarks.gpu.peer < job.json
 
 A line goes to `job["lines"]` after every update. Before the line of the warm-up's end, and before
 the last, it waits for the GPU: what lies between them is done work. `job["result"]` gets what TRL
@@ -27,7 +27,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.peer_train import LEAN, Lines
+from benchmarks.speed.peer import LEAN, Lines
 
 
 class GpuLines(Lines):
