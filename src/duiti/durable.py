@@ -23,13 +23,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
+from duiti.disk_errors import MAKE_ROOM, explained, shown_bytes, shown_path
 from duiti.errors import DuitiError
 
 _TEMPORARY = re.compile(r".+\.tmp-([1-9][0-9]{0,18})", re.DOTALL)
 _MAX_NAME_BYTES = 255
-_OS_ERROR = re.compile(r"\(os error ([0-9]{1,5})\)")
 
 _in_use: set[Path] = set()
 """Temporaries of this process: a leftover may carry the same number, in a container even often."""
@@ -43,7 +41,8 @@ def write_file(path: Path, content: bytes | str) -> None:
     """
     path = path.absolute()
     data = content.encode("utf-8") if isinstance(content, str) else content
-    with _explained(path, len(data)), _temporary(path) as temporary:
+    # Explained inside, where what is half written still takes the space that is said to be free.
+    with explained(path), _temporary(path) as temporary, explained(path, len(data)):
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
@@ -64,7 +63,7 @@ def new_folder(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
         DuitiError: it cannot be written, or the block met a disk that is full.
     """
     path = path.absolute()
-    with _explained(path, num_bytes), _temporary(path) as temporary:
+    with explained(path), _temporary(path) as temporary, explained(path, num_bytes):
         _refuse_existing(path)
         if num_bytes is not None:
             require_space(path.parent, num_bytes)
@@ -83,7 +82,7 @@ def make_folder(path: Path) -> None:
         DuitiError: it cannot be made, or a file is in its place.
     """
     path = path.absolute()
-    with _explained(path):
+    with explained(path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         for folder in reversed(missing):
@@ -97,7 +96,7 @@ def remove_folder(path: Path) -> None:
         DuitiError: it cannot be removed.
     """
     path = path.absolute()
-    with _explained(path, done="removed"), _temporary(path) as aside:
+    with explained(path, done="removed"), _temporary(path) as aside:
         os.rename(path, aside)
         sync_folder(path.parent)
         shutil.rmtree(aside)
@@ -114,11 +113,11 @@ def remove_leftovers(folder: Path) -> list[Path]:
     removed: list[Path] = []
     failed: DuitiError | None = None
     folder = folder.absolute()
-    with _explained(folder, done="read"):
+    with explained(folder, done="read"):
         names = sorted(os.listdir(folder)) if folder.exists() else []
     for path in (folder / name for name in names):
         try:
-            with _explained(path, done="removed"):
+            with explained(path, done="removed"):
                 if _is_leftover(path):
                     _remove(path)
                     removed.append(path)
@@ -137,13 +136,13 @@ def require_space(folder: Path, num_bytes: int) -> None:
     """
     folder = folder.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    with _explained(folder):
+    with explained(folder):
         free_bytes = shutil.disk_usage(there).free
     if free_bytes < num_bytes:
         raise DuitiError(
             f"{shown_path(folder)}: not enough space on the disk",
             why=f"{shown_bytes(num_bytes)} are needed, {shown_bytes(free_bytes)} are free",
-            fix=_MAKE_ROOM,
+            fix=MAKE_ROOM,
         )
 
 
@@ -178,86 +177,6 @@ def sync_tree(folder: Path) -> None:
                 finally:
                     os.close(descriptor)
         sync_folder(Path(inner))
-
-
-def shown_path(path: Path) -> str:
-    """A path for a message: as it is, or quoted where it would break the line or the terminal."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)
-
-
-def shown_bytes(num_bytes: int) -> str:
-    """`812 bytes`, `12.3 MB`."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.1f} {unit}"
-    return f"{num_bytes} bytes"
-
-
-_MAKE_ROOM = "free some space, or keep fewer checkpoints"
-_REASONS = {
-    errno.ENOSPC: ("the disk is full", _MAKE_ROOM),
-    errno.EDQUOT: ("your quota on this disk is used up", _MAKE_ROOM),
-    errno.EFBIG: ("files may not become so large here", "see `ulimit -f` and the file system"),
-    errno.EROFS: ("the disk is read-only", "choose a folder that can be written"),
-    errno.EACCES: ("permission denied", "choose a folder that is yours, or have its owner let you"),
-    errno.EPERM: ("permission denied", "choose a folder that is yours, or have its owner let you"),
-    errno.ENOTDIR: ("a file is where a folder should be", "move it away, or choose another name"),
-    errno.EEXIST: ("a file is where a folder should be", "move it away, or choose another name"),
-    errno.EISDIR: ("a folder is where a file should be", "move it away, or choose another name"),
-    errno.ENOENT: ("its folder does not exist", "make the folder, or choose another"),
-    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
-}
-
-
-def explain(
-    error: OSError, path: Path, *, num_bytes: int | None = None, done: str = "written"
-) -> DuitiError:
-    """What a system call that failed means for the user.
-
-    Args:
-        path: that was worked on.
-        num_bytes: that were to be written, where it is known.
-        done: what was to be done with it.
-    """
-    reason, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), ""))
-    why = []
-    if isinstance(error.filename, str) and not error.filename.startswith(str(path)):
-        reason = f"{shown_path(Path(error.filename))}: {error.strerror}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        if num_bytes is not None:
-            why.append(f"{shown_bytes(num_bytes)} are needed")
-        why += _room(path)
-    what = f"{shown_path(path)} cannot be {done}: {reason}"
-    return DuitiError(what, why=", ".join(why), fix=fix)
-
-
-def _room(path: Path) -> list[str]:
-    with suppress(OSError):
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
-        found = os.statvfs(there)
-        said = [f"{shown_bytes(found.f_bavail * found.f_frsize)} are free"]
-        if found.f_files and not found.f_favail:
-            said.append("and no more files can be made (no inodes are left)")
-        return said
-    return []  # the disk may be what fails: then the reason alone has to do
-
-
-@contextmanager
-def _explained(
-    path: Path, num_bytes: int | None = None, *, done: str = "written"
-) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise explain(error, path, num_bytes=num_bytes, done=done) from error
-    except SafetensorError as error:
-        # The library tells of the system's error in its text alone.
-        if (found := _OS_ERROR.search(str(error))) is None:
-            raise
-        number = int(found[1])
-        failed = OSError(number, os.strerror(number))
-        raise explain(failed, path, num_bytes=num_bytes, done=done) from error
 
 
 def _refuse_existing(path: Path) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from duiti.durable import explain, shown_path
+from duiti.disk_errors import explain, shown_path
 from duiti.errors import DuitiError, UsageError
 
 LOCK_FILE = "run.lock"

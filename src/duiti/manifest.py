@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from duiti import __version__
-from duiti.durable import explain, shown_path, sync_folder, write_file
+from duiti.disk_errors import explain, shown_path
+from duiti.durable import sync_folder, write_file
 from duiti.errors import DuitiError
 from duiti.types import Json
 

@@ -23,14 +23,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from duiti.disk_errors import explain, shown_path
 from duiti.durable import (
-    explain,
     make_folder,
     new_folder,
     remove_folder,
     remove_leftovers,
     require_space,
-    shown_path,
     temporary_of,
 )
 from duiti.errors import DuitiError
