@@ -1,0 +1,184 @@
+"""What a model was trained on, as hashes: the base's weights and config, tokenizer, template.
+
+    found = base_digest(resolve("Qwen/Qwen3-0.6B"))      # .weights, .config
+    tokenizer_digest(tokenizer), template_digest(template)
+
+Weights are read once: what came out is remembered in the cache folder, under the file's real path,
+size and times, so that a chat with a large model does not begin with seconds of reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import try_to_load_from_cache
+
+from duiti.data.jobs import tokenizer_json
+from duiti.data.storage.cache import cache_folder
+from duiti.data.storage.cache_files import canonical
+from duiti.data.storage.fingerprint import file_digest
+from duiti.data.templates.template import Template
+from duiti.durable import write_file
+from duiti.errors import DuitiError, UsageError
+from duiti.model.load import ModelSource
+from duiti.types import Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SETTLED_S = 2.0
+"""A file that was written a moment ago may be written again without a change of its times (they
+are as fine as the file system's clock), so what it hashes to is not remembered yet."""
+
+_NO_MATTER = ("_name_or_path", "transformers_version")
+"""Keys of a config.json that say who wrote it, and nothing about the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseDigest:
+    """A base model as two hashes."""
+
+    weights: str
+    """sha256 over the name and sha256 of each safetensors file that is loaded, in name order."""
+    config: str
+    """sha256 over what config.json says, however it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """A file as it is, without a look into it."""
+
+    real: str
+    num_bytes: int
+    times_ns: tuple[int, int]
+    """Of the last writing, and of the last change of any kind: that one cannot be set back."""
+
+
+def base_digest(source: ModelSource) -> BaseDigest:
+    """The hashes of a base whose files are here: of a hub id, those in the local cache.
+
+    Raises:
+        UsageError: there are no such files, or they cannot be read.
+        DuitiError: one of them changed while it was read.
+    """
+    config_path = _local(source, "config.json")
+    if config_path is None:
+        raise UsageError(f"{source.name}: its config.json is not here")
+    config = _read_json(config_path)
+    files = _weight_files(source, config)
+    named: dict[str, Json] = {name: _remembered_digest(path) for name, path in files.items()}
+    kept = {key: value for key, value in config.items() if key not in _NO_MATTER}
+    return BaseDigest(weights=_sha256(canonical(named)), config=_sha256(canonical(kept)))
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over what turns text into ids, and the texts of the special tokens."""
+    named = tokenizer.special_tokens_map.items()
+    special: dict[str, Json] = {key: text for key, text in named if isinstance(text, str)}
+    return _sha256(canonical({"json": tokenizer_json(tokenizer), "special": special}))
+
+
+def template_digest(template: Template) -> str:
+    """sha256 over the Jinja source and the stop token."""
+    return _sha256(canonical({"source": template.source, "stop": template.stop}))
+
+
+def _weight_files(source: ModelSource, config: dict[str, Json]) -> dict[str, Path]:
+    """The files that transformers loads, by name, in name order."""
+    named = config.get("transformers_weights")  # a config may name them
+    for name in [named] if isinstance(named, str) else [WEIGHTS, INDEX]:
+        path = _local(source, name)
+        if path is None:
+            continue
+        if not name.endswith(".index.json"):
+            return {name: path}
+        parts = _read_json(path).get("weight_map")
+        shards = sorted({str(part) for part in parts.values()}) if isinstance(parts, dict) else []
+        found = {shard: _local(source, shard) for shard in shards}
+        missing = [shard for shard, place in found.items() if place is None]
+        if missing or not shards:
+            what = f"{missing[0]} is not here" if missing else f"{name} names no files"
+            raise UsageError(f"{source.name}: {what}", fix="fetch the model's files again")
+        return {shard: place for shard, place in found.items() if place is not None}
+    raise UsageError(
+        f"{source.name}: there is no {WEIGHTS}, nor {INDEX}",
+        why="a run is only as sure as the weights that it can name",
+        fix="save the model as safetensors, with save_pretrained",
+    )
+
+
+def _local(source: ModelSource, name: str) -> Path | None:
+    """A file of the model, if it is here."""
+    if source.is_local:
+        path = Path(source.location) / name
+        return path if path.is_file() else None
+    found = try_to_load_from_cache(source.location, name)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Json]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: holds no JSON object")
+    return values
+
+
+def _remembered_digest(path: Path) -> str:
+    """A file's sha256, read anew only where it is not the file that was read before."""
+    before = _stamp(path)
+    name = _sha256(canonical({"file": [before.real, before.num_bytes, *before.times_ns]}))
+    memory = cache_folder() / "hashes" / name
+    known = _recall(memory)
+    if known is not None:
+        return known
+    digest = file_digest(path)
+    if _stamp(path) != before:
+        raise DuitiError(f"{path} changed while it was read", fix="run it again")
+    if max(before.times_ns) < time.time_ns() - SETTLED_S * 1e9:
+        _remember(memory, digest)
+    return digest
+
+
+def _stamp(path: Path) -> _Stamp:
+    try:
+        real = os.path.realpath(path)
+        found = os.stat(real)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    return _Stamp(real, found.st_size, (found.st_mtime_ns, found.st_ctime_ns))
+
+
+def _recall(memory: Path) -> str | None:
+    try:
+        digest, _, seal = memory.read_text(encoding="ascii").strip().partition(" ")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return digest if seal == _seal(memory, digest) else None
+
+
+def _remember(memory: Path, digest: str) -> None:
+    try:
+        memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_file(memory, f"{digest} {_seal(memory, digest)}\n")
+    except (OSError, DuitiError):
+        return  # a cache that cannot be written costs time in the next run, and nothing else
+
+
+def _seal(memory: Path, digest: str) -> str:
+    """So that a flipped bit of what is remembered is no other hash."""
+    return _sha256(f"{memory.name} {digest}".encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
