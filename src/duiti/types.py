@@ -8,7 +8,7 @@ All are frozen: a later hop makes a new value, it never edits the one before it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -177,10 +177,18 @@ class Progress:
     """Where a run stands. With the seed it determines everything that follows."""
 
     step: int = 0
-    """Optimizer updates done."""
+    """Updates behind it: made, or left out because their numbers were bad."""
     cursor: int = 0
     """Rows consumed since the start of the run: epoch * number of examples + index."""
     num_tokens: int = 0
-    """Tokens that went through the model."""
+    """Tokens that went through the model in updates that were made."""
     supervised_tokens: int = 0
     """Cross-entropy terms that went into gradients."""
+    skipped_steps: int = 0
+    """Updates that were left out."""
+    recent: tuple[tuple[float, float], ...] = ()
+    """Loss and gradient norm of the last updates that were made: what is usual in this run."""
+    spent_s: float = field(default=0.0, compare=False)
+    """Time since training began, without the time between its sessions."""
+    typical_s: float = field(default=0.0, compare=False)
+    """Time from the end of an update to the end of the next, as a rule; 0: not known yet."""

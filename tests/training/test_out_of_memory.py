@@ -32,7 +32,7 @@ from duiti.errors import DuitiError
 from duiti.model import sft_model
 from duiti.model.freeze import choose_trained
 from duiti.model.sft_model import SFTModel
-from duiti.training import step as step_module
+from duiti.training import update
 from duiti.training.optim import RatePlan, make_optimizer
 from duiti.training.out_of_memory import is_out_of_memory, smaller_budget
 from duiti.training.step import StepMetrics, StepPlan, train_step, train_steps
@@ -90,11 +90,11 @@ class Training:
             raise copy.copy(self.error)  # one that is kept would keep its frames
 
     def state(self) -> dict[str, Tensor]:
-        """All that an update changes: parameters, moments, counts, and the random stream."""
+        """All that an update changes: parameters, moments and counts."""
         found = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         for number, own in enumerate(self.optimizer.state.values()):
             found |= {f"{number}.{key}": value.clone() for key, value in own.items()}
-        return {**found, "random": torch.get_rng_state()}
+        return found
 
 
 @cache
@@ -162,7 +162,7 @@ def wrapped(training: Training, function: Any, *, after: bool = False) -> Any:
 
 
 def in_the_data(training: Training, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(step_module, "collate", wrapped(training, step_module.collate))
+    patch.setattr(update, "collate", wrapped(training, update.collate))
 
 
 def in_the_forward(training: Training, patch: pytest.MonkeyPatch) -> None:

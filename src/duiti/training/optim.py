@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -19,6 +19,18 @@ from duiti.training.out_of_memory import is_out_of_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CoolDown:
+    """A short end for a run that stops before its plan does."""
+
+    start_step: int
+    """The last update before it."""
+    num_steps: int
+    """Updates until the end."""
+    rate: float
+    """The rate of update `start_step`, from which it falls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RatePlan:
     """A learning rate for every update of a run."""
 
@@ -26,20 +38,51 @@ class RatePlan:
     schedule: Schedule
     warmup_steps: int
     total_steps: int
+    budget_s: float | None = None
+    """Time after which the run ends, if its updates take longer; None: as long as they take."""
+    cool_down: CoolDown | None = None
+    """Ends the run in place of the schedule (`cooled_down`)."""
 
 
-def learning_rate_at(step: int, plan: RatePlan) -> float:
+def learning_rate_at(step: int, plan: RatePlan, *, spent_s: float = 0.0) -> float:
     """The rate of update `step` (from 1): linear warm-up to the peak, then the schedule.
 
     Decays aim at zero one update *after* the last, so that no update is wasted on a rate of zero.
+    With a budget, the schedule is as far as the updates are or as the time is, whichever is
+    further: it ends near zero where either of them does. ("constant" stays constant.)
+
+    Args:
+        spent_s: time spent on training before this update.
     """
-    if step <= plan.warmup_steps:
-        return plan.peak * step / plan.warmup_steps
+    if plan.cool_down is not None and step > plan.cool_down.start_step:
+        return _cooling(step, plan.cool_down)
+    warm = plan.peak * step / plan.warmup_steps if step <= plan.warmup_steps else plan.peak
     if plan.schedule == "constant":
-        return plan.peak
+        return warm
     done = (step - 1 - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
+    if plan.budget_s is not None:
+        done = max(done, spent_s / plan.budget_s)
+    done = min(1.0, max(0.0, done))
     factor = 1 - done if plan.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return plan.peak * max(0.0, factor)
+    return warm * factor
+
+
+def cooled_down(plan: RatePlan, cool_down: CoolDown) -> RatePlan:
+    """The plan of a run that is brought to an end now: its rate falls linearly from where it
+    stands and would be zero one update after the last; no budget cuts it short.
+
+    A model that was trained at a high rate gains most of what annealing gives in a short linear
+    decay at the end, whenever that comes; a tenth to a fifth of the updates so far is enough
+    (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+    Durations"; the schedule that is built on it is WSD, Hu et al. 2024, MiniCPM).
+    """
+    total = cool_down.start_step + cool_down.num_steps
+    return replace(plan, total_steps=total, budget_s=None, cool_down=cool_down)
+
+
+def _cooling(step: int, cool_down: CoolDown) -> float:
+    left = cool_down.start_step + cool_down.num_steps + 1 - step
+    return cool_down.rate * max(0, left) / (cool_down.num_steps + 1)
 
 
 def default_learning_rate(method: Method, hidden_size: int) -> tuple[float, str]:
