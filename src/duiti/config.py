@@ -11,16 +11,17 @@ starts, from the model, the data and the machine, and printed with the reason (`
 from __future__ import annotations
 
 import datetime
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from cyclopts import Parameter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from duiti.errors import UsageError, did_you_mean
 from duiti.quantities import SaveEvery, seconds_in, size_in_bytes
+from duiti.strict_yaml import parse_yaml as parse_yaml
+from duiti.strict_yaml import read_yaml
 
 Auto = Literal["auto"]
 Method = Literal["lora", "last-n", "full"]
@@ -294,7 +295,7 @@ def load_config(file: str | Path | None, flags: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: all problems at once, each with the key, and the nearest known key for typos.
     """
-    values = _read_yaml(Path(file)) if file is not None else {}
+    values = read_yaml(Path(file)) if file is not None else {}
     for key, value in flags.items():
         if isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
             values[key] = {**values[key], **value}
@@ -304,6 +305,14 @@ def load_config(file: str | Path | None, flags: Mapping[str, Any]) -> Config:
         return Config(**values)
     except ValidationError as error:
         raise explain(error, source=str(file) if file is not None else "") from None
+
+
+def own_settings(config: Config) -> dict[str, Any]:
+    """All settings as plain values, but for the section of a method that is not the run's:
+    `Config(**own_settings(config))` is the same configuration."""
+    values = config.model_dump(mode="json")
+    foreign = {"lora", "last_n"} - {config.method.replace("-", "_")}
+    return {key: value for key, value in values.items() if key not in foreign}
 
 
 def keys() -> tuple[str, ...]:
@@ -333,57 +342,3 @@ def explain(error: ValidationError, *, source: str = "") -> UsageError:
         message = problem["msg"].removeprefix("Value error, ")
         lines.append(f"{where}{key}: {message[0].lower()}{message[1:]}" if key else message)
     return UsageError("\n".join(dict.fromkeys(lines)), fix="duiti train --help lists every key")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error (it silently keeps the last), and a
-    day is the text that it is written as."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own way)
-        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a plain value", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f'key "{key}" is given twice', key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as a configuration ({error})") from None
-    return parse_yaml(text, source=str(path))
-
-
-def parse_yaml(text: str, *, source: str) -> dict[str, Any]:
-    """A YAML mapping with string keys; duplicates, tags and anything else are refused by line."""
-    try:
-        # A SafeLoader: it builds plain values only.
-        values = yaml.load(text, Loader=_StrictLoader)
-    except (ValueError, LookupError, AttributeError, RecursionError) as error:
-        # What PyYAML itself trips over: `!!int x`, `!!timestamp x`, nesting without end.
-        kind = type(error).__name__
-        raise UsageError(f"{source}: {kind}", why="the file is not valid YAML") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise UsageError(f"{source}{line}: {problem}", why="the file is not valid YAML") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UsageError(f"{source}: must be a mapping of keys to values")
-    return values
