@@ -62,16 +62,20 @@ class Snapshot:
         return ""
 
 
-def snapshot(trained: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW) -> Snapshot:
+def snapshot(
+    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW, *, copy: bool = True
+) -> Snapshot:
     """Copies that do not change when training goes on; `snapshot_bytes` tells how large.
 
     Args:
         trained: by full name, as `choose_trained(…).parameters`.
         optimizer: as `make_optimizer` makes it, of the same parameters.
+        copy: False: what is on the host already is not copied, and training must wait until the
+            snapshot is written.
     """
     return Snapshot(
-        {name: _on_host(parameter) for name, parameter in trained.items()},
-        {name: _on_host(tensor) for name, tensor in _moments(trained, optimizer).items()},
+        {name: _on_host(parameter, copy) for name, parameter in trained.items()},
+        {name: _on_host(tensor, copy) for name, tensor in _moments(trained, optimizer).items()},
     )
 
 
@@ -90,16 +94,13 @@ def save_tensors(folder: Path, tensors: Snapshot) -> None:
     """Write the two files.
 
     Raises:
-        OSError: one cannot be written.
+        OSError, SafetensorError: one cannot be written.
     """
     for name, content in (
         (TRAINED_FILE, tensors.trained),
         (OPTIMIZER_FILE, tensors.optimizer),
     ):
-        try:
-            save_file(content, folder / name, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+        save_file(content, folder / name, metadata={"format": "pt"})
 
 
 def check_tensors(
@@ -160,8 +161,8 @@ def _moment(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _on_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+def _on_host(tensor: Tensor, copy: bool) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=copy).contiguous()
 
 
 def _fault(tensor: Tensor, moment: str = "") -> str:
