@@ -63,7 +63,9 @@ def explain(
     """
     reason, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), ""))
     why = []
-    if isinstance(error.filename, str) and not error.filename.startswith(str(path)):
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+    # It may be another file that was looked for meanwhile (our temporary name begins as `path`).
+    if names and not any(name.startswith(str(path)) for name in names):
         reason = f"{shown_path(Path(error.filename))}: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         if num_bytes is not None:

@@ -169,8 +169,8 @@ def _parsed(content: bytes) -> Manifest:
         raise _Fault(f"{MANIFEST_FILE} is cut off or no JSON") from None
     if not isinstance(found, dict) or not isinstance(found.get("duiti"), str):
         raise _Fault(f"{MANIFEST_FILE} is not duiti's")
-    if type(layout := found.get("layout")) is int and layout > LAYOUT:
-        raise _Fault(f"{MANIFEST_FILE} was written by a newer duiti")
+    if type(layout := found.get("layout")) is not int or layout != LAYOUT:
+        raise _Fault(f"{MANIFEST_FILE} has a layout that this version of duiti does not know")
     seal = found.pop("sha256", None)
     try:
         is_intact = seal == _hash_of(found) and content == _text({**found, "sha256": seal})
@@ -179,7 +179,7 @@ def _parsed(content: bytes) -> Manifest:
     if not is_intact:
         raise _Fault(f"{MANIFEST_FILE} has changed since it was written")
     match found:
-        case {"layout": 1, "complete": bool(complete), "facts": dict(facts), "files": dict(files)}:
+        case {"complete": bool(complete), "facts": dict(facts), "files": dict(files)}:
             if len(files) > MAX_FILES:
                 raise _Fault(f"{MANIFEST_FILE} lists more than {MAX_FILES} files")
             seals = {name: _parsed_seal(name, value) for name, value in files.items()}
@@ -191,7 +191,7 @@ def _parsed_seal(name: str, value: object) -> Seal:
     if fault := _name_fault(name):
         raise _Fault(f"{MANIFEST_FILE} lists a name that {fault}")
     match value:
-        case {"bytes": int(num_bytes), "sha256": str(digest)} if num_bytes is not True:
+        case {"bytes": int(num_bytes), "sha256": str(digest)} if type(num_bytes) is int:
             return Seal(num_bytes, digest)
     raise _Fault(f"{MANIFEST_FILE} is not laid out as a manifest")
 
@@ -269,9 +269,10 @@ def _opened(folder: Path, name: str) -> Iterator[io.BufferedReader]:
         if error.errno not in _DAMAGE:
             raise
         raise _Fault(f"{shown} cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _Fault(f"{shown} is not a regular file")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _Fault(f"{shown} is not a regular file")
         yield file
 
 
