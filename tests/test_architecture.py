@@ -18,14 +18,14 @@ MAX_LINES = 400
 LAYERS = [
     {"__main__"},
     {"cli", "verbs", "demo", "doctor", "listing", "api"},
-    {"checking", "sft"},
+    {"checking", "sft", "saving"},
     {"record", "summary", "fit", "plan", "material", "identity", "stopped", "proof", "selfcheck"},
     {"eval", "exporting"},
     {"training", "infer"},
     {"model", "data"},
     {
         *("run", "tiny", "types", "errors", "config", "quantities"),
-        *("durable", "manifest", "lock", "strict_yaml"),
+        *("durable", "disk_errors", "manifest", "lock", "strict_yaml"),
     },
 ]
 # Likewise inside `data`, whose packages on one line do not know of each other.

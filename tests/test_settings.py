@@ -83,6 +83,7 @@ CASES: list[tuple[str, dict[str, Any], Any]] = [
     ("device", {}, "cuda:63"),
     ("max_memory", {}, "1MB"),
     ("eval_every", {"val": "30%"}, 2),
+    ("budget", {}, "1s"),
     ("seed", {}, 1),
 ]
 ELSEWHERE = {
@@ -92,8 +93,12 @@ ELSEWHERE = {
     "selfcheck",
     "trust_remote_code",
     "activation_checkpointing",
+    "save_every",
+    "keep",
+    "skip_bad_steps",
+    "proof",
 }
-"""What these change is not in a run; the tests below show it, and `test_fit.py`."""
+"""What these change is not in a run's weights; the tests below show it, and those of resuming."""
 
 
 @pytest.fixture(scope="module")

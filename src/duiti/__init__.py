@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from duiti.api import check, evaluate, export, train
+    from duiti.api import check, evaluate, export, resume, train
     from duiti.checking import Check
     from duiti.config import Config
     from duiti.errors import DuitiError
@@ -37,6 +37,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "resume",
     "train",
 ]
 
@@ -50,6 +51,7 @@ _HOME = {
     "evaluate": "duiti.api",
     "export": "duiti.api",
     "load": "duiti.infer.model",
+    "resume": "duiti.api",
     "train": "duiti.api",
 }
 

@@ -23,7 +23,8 @@ from duiti.infer.model import Model, load
 from duiti.model.load import longest_text
 from duiti.model.sft_model import probe_rows, why_alone
 from duiti.run import Run, open_run
-from duiti.sft import finetune
+from duiti.sft import finetune, go_on
+from duiti.stopped import NEWEST
 from duiti.training.log import Talk
 from duiti.types import Json
 
@@ -43,6 +44,33 @@ def train(data: Data, *, model: str, quiet: bool = False, **settings: Any) -> Ru
     """
     config, rows = _config(data, {"model": model, **settings})
     return finetune(config, rows=rows, talk=Talk(quiet=quiet))
+
+
+def resume(
+    run: str | Path | Run = NEWEST,
+    *,
+    allow_change: Collection[str] = (),
+    cool_down: int | None = None,
+    rows: Rows | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run:
+    """Go on with a run that was stopped; it ends with the same bytes as one that was not.
+
+    Args:
+        run: its folder or name, or one of its checkpoints; default: the newest unfinished one.
+        allow_change: keys, or `data`, `base`, `tokenizer`, that may differ from the stopped run.
+        cool_down: let the learning rate fall to zero in this many updates, and finish.
+        rows: the rows again, where they were given from Python.
+        settings: those that change.
+
+    Raises:
+        UsageError: there is no such run, or something differs that may not.
+        DuitiError: it has no valid checkpoint.
+    """
+    where = run.path if isinstance(run, Run) else run
+    talk = Talk(quiet=quiet)
+    return go_on(where, settings, allowed=allow_change, cool_down=cool_down, rows=rows, talk=talk)
 
 
 def check(data: Data, *, model: str, **settings: Any) -> Check:

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in tokens
-    tokens = [token for token in tokens if token != "--debug"]
+    tokens = _named_resume([token for token in tokens if token != "--debug"])
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except DuitiError as error:
@@ -60,6 +60,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _fail("stopped", 130, is_debug)
     raise SystemExit(0)
+
+
+def _named_resume(tokens: list[str]) -> list[str]:
+    """`--resume` by itself means the newest run that did not finish."""
+    named = list(tokens)
+    for place, token in reversed(list(enumerate(tokens))):
+        if token == "--resume" and (tokens[place + 1 : place + 2] or ["-"])[0].startswith("-"):
+            named.insert(place + 1, "newest")
+    return named
 
 
 def _explain(error: CycloptsError) -> str:

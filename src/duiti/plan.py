@@ -9,6 +9,7 @@ rows = recurring_rows(config, material)
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from duiti.config import Config
@@ -20,8 +21,11 @@ from duiti.data.templates.template import NAMES
 from duiti.material import Material
 from duiti.model.load import choose_device
 from duiti.model.precision import choose_dtype
-from duiti.training.optim import RatePlan, default_learning_rate
-from duiti.training.step import StepPlan
+from duiti.quantities import seconds_in
+from duiti.training.optim import CoolDown, RatePlan, cooled_down, default_learning_rate
+from duiti.training.state import RunState
+from duiti.training.step import StepPlan, is_done
+from duiti.types import Progress
 
 CPU_MICRO_BATCH_TOKENS = 2048
 CUDA_MICRO_BATCH_TOKENS = 16384
@@ -99,23 +103,39 @@ def total_steps(config: Config, num_examples: int) -> int:
     return min(steps, config.max_steps or steps)
 
 
-def step_plan(config: Config, num_examples: int) -> StepPlan:
-    """What the loop will do. `config` must be settled."""
+def step_plan(config: Config, num_examples: int, state: RunState | None = None) -> StepPlan:
+    """What the loop will do. `config` must be settled.
+
+    Args:
+        state: where the run goes on from.
+    """
     assert config.learning_rate != "auto"
     assert config.warmup_steps != "auto"
     assert config.micro_batch_tokens != "auto"
+    rate = RatePlan(
+        peak=config.learning_rate,
+        schedule=config.schedule,
+        warmup_steps=config.warmup_steps,
+        total_steps=total_steps(config, num_examples),
+        budget_s=None if config.budget is None else seconds_in(config.budget),
+    )
+    if state is not None and state.cool_down is not None:
+        rate = cooled_down(rate, state.cool_down)
     return StepPlan(
-        rate=RatePlan(
-            peak=config.learning_rate,
-            schedule=config.schedule,
-            warmup_steps=config.warmup_steps,
-            total_steps=total_steps(config, num_examples),
-        ),
+        rate=rate,
         batch_size=config.batch_size,
-        micro_batch_tokens=config.micro_batch_tokens,
+        micro_batch_tokens=config.micro_batch_tokens if state is None else state.micro_batch_tokens,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
+        skip_bad_steps=config.skip_bad_steps,
     )
+
+
+def cooling(state: RunState, num_steps: int) -> RunState:
+    """The state of a run that ends in so many updates, its rate falling from where it stands."""
+    assert state.last is not None  # a checkpoint is made behind an update
+    cool_down = CoolDown(start_step=state.progress.step, num_steps=num_steps, rate=state.last.lr)
+    return replace(state, cool_down=cool_down)
 
 
 def recurring_rows(config: Config, material: Material) -> list[ExampleStore]:
@@ -129,7 +149,7 @@ def recurring_rows(config: Config, material: Material) -> list[ExampleStore]:
     return found
 
 
-def is_val_due(step: int, config: Config, total: int) -> bool:
-    """Whether validation rows are measured after this update: every so often, and at the end."""
+def is_val_due(progress: Progress, config: Config, plan: StepPlan) -> bool:
+    """Whether validation rows are measured here: every so often, and at the end."""
     assert config.eval_every != "auto"
-    return step == total or step % config.eval_every == 0
+    return progress.step % config.eval_every == 0 or is_done(progress, plan)

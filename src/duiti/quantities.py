@@ -23,45 +23,72 @@ def size_in_bytes(text: str) -> int:
 
 
 def seconds_in(text: str) -> float:
-    """`90s`, `30m`, `2h`, `1h30m`.
+    """`90s`, `30m`, `2h`, `1h30m`, `1.5h`.
 
     Raises:
         ValueError: it is no length of time, or none at all.
     """
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip().lower())
-    parts = [int(part or 0) for part in found.groups()] if found else [0]
-    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
-    if seconds == 0:
-        raise ValueError("must read like 30m, 90s or 1h30m")
-    return float(seconds)
+    seconds = _seconds(text)
+    if seconds is None:
+        raise ValueError("must read like 90s, 30m, 2h or 1h30m")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveEvery:
-    """How often something is saved: after so many updates, or after so much time, or never."""
+    """When something is saved: after so many updates, or after so much time, or never."""
 
     steps: int | None = None
+    """At every multiple of this many updates."""
     seconds: float | None = None
+    """Once this much time has passed since the last time."""
 
     @classmethod
     def parse(cls, text: str) -> SaveEvery:
-        """`200` (updates), `10m`, `never`.
+        """`10m`, `90s`, `1h` (time), `200` (updates) or `never`.
 
         Raises:
             ValueError: it is none of these.
         """
-        text = text.strip().lower()
-        if text == "never":
+        word = text.strip().lower()
+        if word == "never":
             return cls()
-        if text.isdecimal() and int(text) > 0:
-            return cls(steps=int(text))
-        try:
-            return cls(seconds=seconds_in(text))
-        except ValueError:
-            raise ValueError("must read like 10m, 200 (updates) or never") from None
+        if re.fullmatch(r"[0-9]{1,9}", word) and int(word) > 0:
+            return cls(steps=int(word))
+        seconds = _seconds(word)
+        if seconds is None:
+            raise ValueError("must read like 10m, 90s or 1h (time), 200 (updates), or never")
+        return cls(seconds=seconds)
 
-    def is_due(self, *, steps: int, seconds: float) -> bool:
-        """Whether to save, so many updates and so much time after the last time."""
+    def is_due(self, step: int, now_s: float, last_step: int, last_s: float) -> bool:
+        """Whether to save now, behind update `step`.
+
+        Multiples of `steps` do not move where a run was stopped and went on in between, so an
+        undisturbed run and a resumed one save behind the same updates.
+
+        Args:
+            step: updates that are made, from 1.
+            now_s: of a clock that never goes back, so that setting the machine's clock, a wrong
+                time zone or the year 1970 change nothing.
+            last_step: behind which it was saved last; 0 before the first time.
+            last_s: when that was, or when the process began to train.
+        """
+        if step <= last_step:
+            return False
         if self.steps is not None:
-            return steps >= self.steps
-        return self.seconds is not None and seconds >= self.seconds
+            return step // self.steps > last_step // self.steps
+        return self.seconds is not None and now_s - last_s >= self.seconds
+
+
+_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
+# Nine digits are a lifetime in seconds; more would only overflow somewhere else.
+_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+_DURATION = re.compile(rf"(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?", re.IGNORECASE)
+
+
+def _seconds(text: str) -> float | None:
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        return None
+    amounts = zip(found.groups(default="0"), _UNITS_S.values(), strict=True)
+    return sum(float(amount) * unit_s for amount, unit_s in amounts) or None

@@ -1,7 +1,8 @@
 """What a run writes beside its weights: settings, environment, ledger, samples, and a README.
 
 write_start(folder, config, reasons, material)     # before training
-write_end(folder, config, material, outcome)       # after
+write_resumed(folder, stopped)                     # where it goes on
+write_end(folder, config, material, state)         # after
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ import transformers
 
 import duiti
 from duiti.config import Config
+from duiti.durable import write_file
 from duiti.eval.evaluate import Asked, questions
 from duiti.fit import Fit
 from duiti.infer.model import Model
@@ -34,34 +36,13 @@ from duiti.run import (
     write_json,
     write_jsonl,
 )
+from duiti.stopped import Stopped
 from duiti.training.rehearsal import Rehearsal
-from duiti.training.step import StepMetrics
+from duiti.training.state import RunState
 from duiti.types import Example
 
 NUM_SAMPLES = 8
 """Validation questions that are answered before and after training."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What training changed, in numbers."""
-
-    val_before: float | None = None
-    val_after: float | None = None
-    last: StepMetrics | None = None
-    supervised_tokens: int = 0
-    out_of_memory: int = 0
-    """Times that memory ran out in an update."""
-
-    def after(self, metrics: StepMetrics, val_loss: float | None) -> Outcome:
-        """The outcome with one more update."""
-        return replace(
-            self,
-            last=metrics,
-            val_after=self.val_after if val_loss is None else val_loss,
-            supervised_tokens=self.supervised_tokens + metrics.supervised_tokens,
-            out_of_memory=self.out_of_memory + metrics.out_of_memory,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +126,38 @@ def write_memory(folder: Path, fit: Fit, rehearsal: Rehearsal) -> None:
     write_json(folder / ENV_FILE, environment)
 
 
-def write_end(folder: Path, config: Config, material: Material, outcome: Outcome) -> None:
+def write_resumed(folder: Path, stopped: Stopped) -> None:
+    """That a run goes on, and from where: into `env.json`."""
+    path = folder / ENV_FILE
+    environment = json.loads(path.read_text(encoding="utf-8"))
+    resumed = {
+        "from": stopped.checkpoint.name,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    environment["resumed"] = [*environment.get("resumed", []), resumed]
+    write_json(path, environment)
+
+
+def write_end(folder: Path, config: Config, material: Material, state: RunState) -> None:
     """The run's README: what it is, what was measured, how to use it."""
     ledger = material.data.ledger.total
-    assert outcome.last is not None  # a plan has at least one update
+    assert state.last is not None  # a plan has at least one update
     kind = "PEFT adapter" if config.method == "lora" else "transformers model"
     on = "" if config.quantize == "none" else f" on a base in four bits, {config.quantize}"
-    results = [f"- last training loss: {outcome.last.loss:.4f} (step {outcome.last.step})"]
-    if outcome.val_before is not None and outcome.val_after is not None:
+    results = [f"- last training loss: {state.last.loss:.4f} (step {state.last.step})"]
+    if state.val_before is not None and state.val_after is not None:
         results.append(
-            f"- validation loss: {outcome.val_before:.4f} before, {outcome.val_after:.4f} after"
+            f"- validation loss: {state.val_before:.4f} before, {state.val_after:.4f} after"
         )
-    if outcome.out_of_memory:
+    if state.out_of_memory:
         results.append(
-            f"- memory ran out {outcome.out_of_memory} times; at the end"
-            f" {outcome.last.micro_batch_tokens} tokens at most went through the model at once"
+            f"- memory ran out {state.out_of_memory} times; at the end"
+            f" {state.last.micro_batch_tokens} tokens at most went through the model at once"
+        )
+    if state.progress.skipped_steps:
+        results.append(
+            f"- updates left out, with a loss or gradient that was not finite:"
+            f" {state.progress.skipped_steps}"
         )
     lines = [
         "---",
@@ -176,7 +174,7 @@ def write_end(folder: Path, config: Config, material: Material, outcome: Outcome
         "",
         f"- rows: {ledger.kept} of {ledger.rows}; tokens: {ledger.supervised} trained,"
         f" {ledger.context} given",
-        f"- updates: {outcome.last.step}; supervised tokens seen: {outcome.supervised_tokens}",
+        f"- updates: {state.last.step}; supervised tokens seen: {state.progress.supervised_tokens}",
         *results,
         "",
         "```sh",
@@ -187,4 +185,4 @@ def write_end(folder: Path, config: Config, material: Material, outcome: Outcome
         "Every setting, with the reason where it was chosen: `config.yaml`. Every update:"
         " `metrics.jsonl`. Every row: `data/ledger.json`.",
     ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_file(folder / "README.md", "\n".join(lines) + "\n")

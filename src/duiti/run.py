@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 
 import yaml
 
-from duiti.config import Config, load_config
+from duiti.config import Config, load_config, own_settings
+from duiti.durable import make_folder, write_file
 from duiti.errors import UsageError
+from duiti.manifest import MANIFEST_FILE
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
@@ -26,7 +29,6 @@ TEMPLATE_FILE = "template.yaml"
 LEDGER_FILE = "data/ledger.json"
 REJECTED_FILE = "data/rejected.jsonl"
 SAMPLES_FILE = "samples.jsonl"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,29 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the trained weights are there."""
+        """Whether the trained weights are there, and the manifest that is written after them.
+
+        What lies in the files is looked at when they are opened (`duiti.model.artefact`)."""
+        return (self.path / MANIFEST_FILE).is_file() and self._has_weights
+
+    @property
+    def _has_weights(self) -> bool:
         return any((self.path / name).is_file() for name in _WEIGHTS)
+
+    def require_finished(self) -> None:
+        """Stop here unless it is.
+
+        Raises:
+            UsageError: there are no trained weights, or they are not all there.
+        """
+        if not self.is_finished:
+            found = (
+                f"weights, and no {MANIFEST_FILE}" if self._has_weights else "no trained weights"
+            )
+            raise UsageError(
+                f"the run {self.path} holds {found}: it did not finish",
+                fix=f"duiti train --resume {shlex.quote(str(self.path))}",
+            )
 
 
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
@@ -76,9 +99,7 @@ def open_run(name: str | Path) -> Run:
     for path in (Path(name).expanduser(), RUNS / name):
         if is_run(path):
             run = Run(path)
-            if not run.is_finished:
-                what = f"the run {path} holds no trained weights: it did not finish"
-                raise UsageError(what, fix="duiti runs shows which did")
+            run.require_finished()
             return run
     known = ", ".join(run.name for run in list_runs()) or "none yet"
     raise UsageError(f"no run {name}", fix=f"runs here: {known}")
@@ -131,28 +152,24 @@ def new_run_folder(output: str | None, data: str, model: str) -> Path:
 def write_config(folder: Path, config: Config, reasons: dict[str, str]) -> None:
     """`config.yaml`: resolved values; where one was chosen, the reason as a comment."""
     lines = [f"# written by duiti; `duiti train -c {CONFIG_FILE} -o NEW` repeats the run"]
-    for key, value in config.model_dump(mode="json", exclude_unset=False).items():
-        if key in ("lora", "last_n") and key != config.method.replace("-", "_"):
-            continue
+    for key, value in own_settings(config).items():
         text = yaml.safe_dump({key: value}, allow_unicode=True, sort_keys=False).rstrip("\n")
         if key in reasons:
             lines.append(f"# {reasons[key]}")
         lines.append(text)
-    (folder / CONFIG_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_file(folder / CONFIG_FILE, "\n".join(lines) + "\n")
 
 
 def write_json(path: Path, value: object) -> None:
     """A JSON file that a person can read, made with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    make_folder(path.parent)
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, values: list[Any]) -> None:
     """A line per value, made with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    path.write_text(text, encoding="utf-8")
+    make_folder(path.parent)
+    write_file(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 def _made(path: Path) -> float:

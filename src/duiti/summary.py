@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from signal import Signals
 
 from duiti.config import Config
 from duiti.data.ledger import Ledger
 from duiti.fit import Fit
 from duiti.material import Material
 from duiti.model.freeze import Trained
-from duiti.record import Outcome
+from duiti.stopped import Stopped
 from duiti.training.log import Talk, clock, gigabytes, megabytes
 from duiti.training.rehearsal import Rehearsal
+from duiti.training.state import RunState
 from duiti.training.step import StepPlan
 
 NEWS = 0.1
@@ -178,13 +181,27 @@ def _last_layers(count: int) -> str:
     return "the last layer" if count == 1 else f"the last {count} layers"
 
 
-def say_end(folder: Path, outcome: Outcome, seconds: float, talk: Talk) -> None:
+def say_resumed(stopped: Stopped, changed: Mapping[str, str], talk: Talk) -> None:
+    """From where a run goes on, what was passed over for that, and what is changed."""
+    for candidate in stopped.skipped:
+        talk.say("skipped", f"{candidate.path}: {candidate.problem}")
+    talk.say("resume", f"{stopped.run.path} from step {stopped.state.progress.step:,}")
+    for key, text in changed.items():
+        talk.say("changed", f"{key}: {text}")
+
+
+def say_stopping(talk: Talk, by: Signals) -> None:
+    """That a signal was heard."""
+    talk.say("stopping", f"{by.name}: after this update, with a checkpoint; again: at once")
+
+
+def say_end(folder: Path, state: RunState, seconds: float, talk: Talk) -> None:
     """What came of it, and the next command."""
-    assert outcome.last is not None  # a plan has at least one update
-    text = f"loss {outcome.last.loss:.4f}"
-    if outcome.val_before is not None and outcome.val_after is not None:
-        text += f" · val {outcome.val_before:.4f} → {outcome.val_after:.4f}"
-    peak = gigabytes(outcome.last.peak_memory_bytes)
+    assert state.last is not None  # a plan has at least one update
+    text = f"loss {state.last.loss:.4f}"
+    if state.val_before is not None and state.val_after is not None:
+        text += f" · val {state.val_before:.4f} → {state.val_after:.4f}"
+    peak = gigabytes(state.last.peak_memory_bytes)
     talk.say("done", f"{text} · {clock(seconds)} · peak memory {peak}")
     talk.say("saved", str(folder))
     talk.say("next", f"duiti chat {folder}")

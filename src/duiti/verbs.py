@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 from rich.console import Console
 
 from duiti.config import Config, load_config
@@ -97,7 +97,13 @@ def check(
 
 
 def train(
-    *data: str, config: ConfigFile = None, plain: Flag = False, settings: Settings = NO_SETTINGS
+    *data: str,
+    config: ConfigFile = None,
+    resume: str | None = None,
+    allow_change: tuple[str, ...] = (),
+    cool_down: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    plain: Flag = False,
+    settings: Settings = NO_SETTINGS,
 ) -> None:
     """Fine-tune a model on prompt/response pairs.
 
@@ -107,13 +113,32 @@ def train(
         Files or folders to train on; `file@0.1` takes a tenth of its rows, `file#500` 500 of them.
     config
         YAML file with settings; flags win over it.
+    resume
+        Go on with a run that was stopped: its folder or name, or one of its checkpoints; without a
+        value the newest run that did not finish. Its settings are those that it was begun with.
+    allow_change
+        With --resume: a key, or data, base, tokenizer, that may differ from the stopped run.
+    cool_down
+        With --resume: let the learning rate fall to zero in this many updates, and finish.
     plain
         Lines instead of a progress bar.
     """
-    from duiti.sft import finetune
     from duiti.training.log import Talk
 
-    finetune(_merge(config, data, settings), talk=Talk(plain=plain))
+    talk = Talk(plain=plain)
+    if resume is None:
+        given = {"--allow-change": allow_change, "--cool-down": cool_down}
+        for flag, value in given.items():
+            if value:
+                raise UsageError(f"{flag} has no effect without --resume")
+        from duiti.sft import finetune
+
+        finetune(_merge(config, data, settings), talk=talk)
+        return
+    from duiti.sft import go_on
+
+    asked = _given(config, data, settings)
+    go_on(resume, asked, allowed=allow_change, cool_down=cool_down, talk=talk)
 
 
 def chat(
@@ -314,10 +339,15 @@ def doctor(*, json_: Json = False) -> None:
 
 def _merge(file: Path | None, data: tuple[str, ...], settings: Config) -> Config:
     """The settings of the file, then those of the flags that were given."""
+    return load_config(file, _given(None, data, settings))
+
+
+def _given(file: Path | None, data: tuple[str, ...], settings: Config) -> dict[str, Any]:
+    """What is set by a file and by flags, and nothing else."""
     given: dict[str, Any] = settings.model_dump(exclude_unset=True)
     if data:
         given["data"] = data
-    return load_config(file, given)
+    return given if file is None else load_config(file, given).model_dump(exclude_unset=True)
 
 
 def _as_flags(file: Path | None, settings: Config) -> list[str]:

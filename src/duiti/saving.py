@@ -1,0 +1,146 @@
+"""The checkpoints of a run that is under way: when one is due, and how it is made beside training.
+
+    with Checkpoints(folder, config, reasons, identity, trained, optimizer, talk) as checkpoints:
+        for metrics, progress in train_steps(...):
+            checkpoints.offer(state)                     # makes one if it is due
+        checkpoints.make(state)                          # makes one now, and waits for it
+
+A copy of the tensors is taken between two updates and written by another thread while training goes
+on; where memory has no room for a copy, training waits instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from duiti.config import Config, own_settings
+from duiti.identity import Identity
+from duiti.quantities import SaveEvery
+from duiti.training.available import available_memory, resident_bytes
+from duiti.training.keeper import CHECKPOINTS, save
+from duiti.training.log import Talk
+from duiti.training.saver import Saver
+from duiti.training.state import (
+    RunState,
+    Snapshot,
+    checkpoint_bytes,
+    snapshot,
+    snapshot_bytes,
+    write_state,
+)
+from duiti.types import Json
+
+ROOM = 4
+"""A copy is taken where so many would fit into the memory that is free."""
+
+
+class Checkpoints:
+    """Makes checkpoints of one run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        reasons: Mapping[str, str],
+        identity: Identity,
+        trained: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.AdamW,
+        talk: Talk,
+        *,
+        start_step: int = 0,
+    ) -> None:
+        """
+        Args:
+            folder: of the run.
+            config: settled.
+            trained: what is trained, by name.
+            start_step: of the checkpoint that the run goes on from.
+        """
+        self._folder = folder / CHECKPOINTS
+        self._config = config
+        self._facts: dict[str, Json] = {
+            "config": own_settings(config),
+            "reasons": dict(reasons),
+            "identity": identity.as_dict(),
+        }
+        self._trained = trained
+        self._optimizer = optimizer
+        self._talk = talk
+        self._every = SaveEvery.parse(config.save_every)
+        self._last_step, self._last_s = start_step, time.monotonic()
+        self._saved: Path | None = None
+        self._saver = Saver()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._saver.__exit__(kind, error, trace)
+
+    def offer(self, state: RunState) -> None:
+        """Make a checkpoint if it is time for one, or if this is the best model so far.
+
+        Raises:
+            DuitiError: it, or the one before, cannot be written.
+        """
+        step, now = state.progress.step, time.monotonic()
+        never = self._every == SaveEvery()
+        is_best = state.best is not None and state.best.step == step
+        if self._every.is_due(step, now, self._last_step, self._last_s) or (is_best and not never):
+            self._begin(state)
+
+    def make(self, state: RunState) -> Path:
+        """Make a checkpoint now, unless there is one of this step; returns where it is.
+
+        Raises:
+            DuitiError: it cannot be written.
+        """
+        if self._saved is None or self._last_step != state.progress.step:
+            self._begin(state)
+        self._saved = self._saver.finish() or self._saved
+        assert self._saved is not None  # one was begun, if not now then before
+        return self._saved
+
+    def _begin(self, state: RunState) -> None:
+        self._saver.finish()
+        has_room = self._has_room()
+        tensors = snapshot(self._trained, self._optimizer, copy=has_room)
+        step = state.progress.step
+        self._saver.submit(
+            partial(
+                save,
+                self._folder,
+                step,
+                partial(_write, state, tensors),
+                self._facts,
+                keep=self._config.keep,
+                protected=() if state.best is None else {state.best.step},
+                num_bytes=checkpoint_bytes(self._trained),
+                say=partial(self._talk.say, "save"),
+            )
+        )
+        self._last_step, self._last_s = step, time.monotonic()
+        if not has_room:
+            self._saved = self._saver.finish()
+
+    def _has_room(self) -> bool:
+        """Whether the host has memory for a copy of what is saved."""
+        room = available_memory(torch.device("cpu"))
+        free_bytes = 0 if room is None else room.num_bytes - resident_bytes()
+        return ROOM * snapshot_bytes(self._trained) <= free_bytes
+
+
+def _write(state: RunState, tensors: Snapshot, folder: Path) -> None:
+    write_state(folder, state, tensors)
