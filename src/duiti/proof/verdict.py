@@ -1,0 +1,226 @@
+"""What the fresh process found, held against what was trained: the verdict, and its numbers.
+
+    proof = judge(expected, found)
+    proof.problems                      # empty: what was saved is what was trained
+    proof.describe(); proof.as_dict()
+
+How far right answers may be apart is not guessed. Rounding is measured, in both processes and on
+these rows: embeddings are moved by one unit in the last place, and what that does to the same
+tokens is what two right ways to compute them differ by. `MARGIN` times as much is too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, takewhile, zip_longest
+from typing import Any
+
+import torch
+
+from duiti.errors import shown_name
+from duiti.proof.expected import Expected, Logprobs
+
+MARGIN = 3.0
+"""Times what rounding the embeddings otherwise does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apart:
+    """Two sets of log-probabilities of the same tokens, in nats."""
+
+    mean: float
+    """Of the absolute differences."""
+    largest: float
+
+    def is_within(self, rounding: Apart, margin: float = MARGIN) -> bool:
+        # False for what is not a number, too.
+        return self.mean <= margin * rounding.mean and self.largest <= margin * rounding.largest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What was compared, how far it was apart, and what is wrong."""
+
+    problems: tuple[str, ...]
+    """The first is the reason of those after it."""
+    opened_by: str
+    """`PEFT 0.21.2`, or what opened it instead."""
+    is_adapter: bool
+    num_rows: int
+    num_tokens: int
+    """Tokens of answers whose log-probability was compared."""
+    dtype: str
+    device: str
+    """On which the fresh process computed."""
+    saved: Apart
+    """What was saved, against what was trained."""
+    merged: Apart | None
+    """The adapter merged in memory, against what was trained."""
+    base: Apart | None
+    """The model without the adapter, here and there."""
+    change: Apart | None
+    """What was saved, against the base: what training changed."""
+    rounding: Apart
+    """What rounding does; `MARGIN` times as much is allowed."""
+    num_chats: int
+    num_row_chats: int
+    """Those of them that are rows of the run."""
+    stops: tuple[int, ...]
+    seconds: float
+    """Of the fresh process, from its start to its end."""
+
+    def describe(self) -> str:
+        """One line for people."""
+        kind = "adapter" if self.is_adapter else "model"
+        if self.problems:
+            return f"the saved {kind} is not proven: {'; '.join(self.problems)}"
+        merged = "" if self.merged is None else f"; merged: {self.merged.largest:.1e}"
+        changes = ""
+        if self.change is not None:
+            who = "it" if self.is_adapter else "training"
+            changes = f"; {who} changes them by {self.change.mean:.2g} nats on average"
+            if self.change.is_within(self.rounding, margin=1):
+                changes += f", no more than {self.dtype} rounds away"
+        return (
+            f"the saved {kind}, opened by {self.opened_by} in a fresh process, gives the same"
+            f" log-probabilities (largest difference {self.saved.largest:.1e} nats over"
+            f" {self.num_tokens} tokens{merged}){changes}; prompts of {self.num_chats}"
+            f" conversations and stop tokens are those of training ({self.seconds:.0f} s)"
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """The machine-readable form (`proof.json`)."""
+        return {"passed": not self.problems, **asdict(self), "margin": MARGIN}
+
+
+def judge(expected: Expected, found: Mapping[str, Any], *, seconds: float) -> Proof:
+    """Compare. `found` is the answer of `duiti.proof.plain_reader`."""
+    proof = Proof(
+        problems=(),
+        opened_by=found["by"],
+        is_adapter=expected.is_adapter,
+        num_rows=len(expected.rows),
+        num_tokens=expected.num_tokens,
+        dtype=str(expected.dtype).removeprefix("torch."),
+        device=found["device"],
+        saved=_apart(found["tuned"], expected.logprobs),
+        merged=None if found["merged"] is None else _apart(found["merged"], expected.logprobs),
+        base=None if expected.base is None else _apart(found["base"], expected.base),
+        change=None if found["base"] is None else _apart(found["tuned"], found["base"]),
+        rounding=_rounding(expected, found),
+        num_chats=len(expected.chats),
+        num_row_chats=sum(chat.is_row for chat in expected.chats),
+        stops=tuple(sorted(expected.stops)),
+        seconds=seconds,
+    )
+    problems = (
+        *_wrong_numbers(proof, expected, found),
+        *_wrong_files(expected, found),
+        *_wrong_prompts(expected, found),
+        *_wrong_stops(expected, found),
+    )
+    return replace(proof, problems=problems)
+
+
+def _wrong_numbers(proof: Proof, expected: Expected, found: Mapping[str, Any]) -> Iterator[str]:
+    """What log-probabilities show, the cause before what follows from it."""
+    kind = "adapter" if proof.is_adapter else "model"
+    rounding = proof.rounding
+    if proof.base is not None and not proof.base.is_within(rounding):
+        what = "the base is not the one that was trained on: without the adapter,"
+        yield f"{what} {_off(proof.base, rounding)}"
+    trained = _trained_change(expected, found)
+    if proof.change is not None and trained is not None and proof.change.is_within(rounding, 1):
+        did = f"log-probabilities are those of the base to {proof.change.mean:.1e} nats"
+        if not trained.is_within(rounding, 1):
+            what = f"the saved {kind} changes nothing"
+            yield f"{what}: {did}, and training had moved them by {trained.mean:.1e}"
+        elif expected.dtype == torch.float32:
+            # In half precision, a short training may be less than can be told.
+            yield f"training changed nothing: {did}, as rounding does"
+    if not proof.saved.is_within(rounding):
+        yield f"the saved {kind} is not what was trained: {_off(proof.saved, rounding)}"
+    elif proof.merged is not None and not proof.merged.is_within(rounding):
+        yield f"the adapter, merged, is not what was trained: {_off(proof.merged, rounding)}"
+
+
+def _trained_change(expected: Expected, found: Mapping[str, Any]) -> Apart | None:
+    """What training changed, as the trained model has it."""
+    base = expected.base if expected.base is not None else found["base"]
+    return None if base is None else _apart(expected.logprobs, base)
+
+
+def _off(apart: Apart, rounding: Apart) -> str:
+    return (
+        f"log-probabilities are off by {apart.mean:.2g} nats on average, {apart.largest:.2g} at"
+        f" most (rounding: up to {MARGIN * rounding.largest:.1e})"
+    )
+
+
+def _wrong_files(expected: Expected, found: Mapping[str, Any]) -> Iterator[str]:
+    """An adapter's tensors and its scale are exact."""
+    if not expected.is_adapter:
+        return
+    hashes: Mapping[str, str] = found["hashes"]
+    names = sorted(expected.hashes.keys() | hashes.keys())
+    wrong = [name for name in names if expected.hashes.get(name) != hashes.get(name)]
+    if wrong:
+        count = f"{len(wrong)} of {len(names)} tensors of the adapter"
+        yield f"{count} are not those that were trained, such as {shown_name(wrong[0])}"
+    if found["scales"] != [expected.scale]:
+        scales = " or ".join(f"{scale:g}" for scale in found["scales"])
+        yield f"the adapter is multiplied by {scales}, in training it was by {expected.scale:g}"
+
+
+def _wrong_prompts(expected: Expected, found: Mapping[str, Any]) -> Iterator[str]:
+    pairs = list(zip(expected.chats, found["prompts"], strict=True))
+    wrong = [(chat.prompt_ids, ids) for chat, ids in pairs if chat.prompt_ids != ids]
+    if not wrong:
+        return
+    what = f"the saved chat template gives {len(wrong)} of {len(pairs)} conversations"
+    trained, ids = wrong[0]
+    if isinstance(ids, str):
+        yield f"{what} no prompt: it ends in {ids}"
+        return
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip_longest(trained, ids)))
+    yield (
+        f"{what} another prompt than training had: the first one differs from token"
+        f" {same + 1} of {len(trained)} on"
+    )
+
+
+def _wrong_stops(expected: Expected, found: Mapping[str, Any]) -> Iterator[str]:
+    missing = sorted(expected.stops - set(found["stops"]))
+    if missing:
+        listed = ", ".join(map(str, found["stops"])) or "none"
+        yield (
+            f"generation_config.json does not name the trained stop token"
+            f" {', '.join(map(str, missing))} (eos_token_id: {listed})"
+        )
+
+
+def _apart(one: Logprobs, other: Logprobs) -> Apart:
+    a, b = _flat(one), _flat(other)
+    apart = (a - b).abs()
+    return Apart(mean=float(apart.mean()), largest=float(apart.max()))
+
+
+def _flat(rows: Logprobs) -> torch.Tensor:
+    return torch.tensor(list(chain.from_iterable(rows)), dtype=torch.float64)
+
+
+def _rounding(expected: Expected, found: Mapping[str, Any]) -> Apart:
+    """The most that any of the roundings did."""
+    draws = [_apart(rounded, expected.logprobs) for rounded in expected.rounded]
+    draws += [_apart(rounded, found["tuned"]) for rounded in found["rounding"]]
+    # Never less than a few roundings of the log-probabilities themselves.
+    size = _flat(expected.logprobs).abs()
+    epsilon = 2**-24
+    draws.append(
+        Apart(
+            mean=epsilon * max(1.0, float(size.mean())),
+            largest=4 * epsilon * max(1.0, float(size.max())),
+        )
+    )
+    return Apart(mean=max(d.mean for d in draws), largest=max(d.largest for d in draws))
