@@ -1,40 +1,49 @@
 """What a run says while it runs: `metrics.jsonl` always; a bar on a terminal, plain lines
 elsewhere.
 
-with RunLog(folder, total_steps=390) as log:
-    log.say("data", "3,114 rows")
-    log.step(metrics, val_loss=None)
+    talk.say("data", "3,114 rows")
+    with RunLog(folder, talk, total_steps=390) as log:
+        log.step(metrics, val_loss=None)
+
+Nothing of it ends a run: neither a reader that went away nor a file that cannot be written.
 """
 
 from __future__ import annotations
 
-import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import IO, cast
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from duiti.data.meter import Progress as Prepared
 from duiti.run import METRICS_FILE
+from duiti.training.lasting_stream import LastingStream
+from duiti.training.metrics_file import MetricsFile
 from duiti.training.step import StepMetrics
+from duiti.types import Progress as Done
 
 PLAIN_EVERY_S = 5.0
 """Seconds between two plain lines; the last step always gets one."""
+MAX_ROWS = 8
+"""Rows that are named in a line for people; `metrics.jsonl` names them all."""
+_BEGINNING = Done()
 
 
 class Talk:
     """Lines with a label in front, for people. To stderr, so that stdout is for results; a verb
-    whose result *is* such lines sends them to stdout."""
+    whose result *is* such lines sends them to stdout. Where nobody reads them, they are dropped."""
 
     def __init__(self, *, plain: bool = False, quiet: bool = False, stdout: bool = False) -> None:
-        self.console = Console(stderr=not stdout, highlight=False, quiet=quiet)
+        stream = LastingStream(sys.stdout if stdout else sys.stderr)
+        self.console = Console(file=cast(IO[str], stream), highlight=False, quiet=quiet)
         self.is_plain = plain or not self.console.is_terminal
 
     def say(self, label: str, text: str) -> None:
@@ -124,12 +133,31 @@ def preparing(talk: Talk) -> Iterator[Preparing]:
 class RunLog:
     """Writes a run's metrics and shows its progress."""
 
-    def __init__(self, folder: Path, talk: Talk, *, total_steps: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        talk: Talk,
+        *,
+        total_steps: int,
+        start: Done = _BEGINNING,
+        budget_s: float | None = None,
+    ) -> None:
+        """
+        Args:
+            start: where the run goes on: what `metrics.jsonl` says of later updates is cut off.
+            budget_s: of the plan, if it has one.
+
+        Raises:
+            DuitiError: `metrics.jsonl` cannot be written.
+        """
         self._talk = talk
         self._total = total_steps
-        self._file: TextIO = (folder / METRICS_FILE).open("w", encoding="utf-8")
-        self._last_line = time.monotonic()
-        self._started = time.monotonic()
+        self._start = start
+        self._budget_s = budget_s
+        self._file = MetricsFile(folder / METRICS_FILE, start_step=start.step)
+        self._is_problem_said = False
+        self._unsaid: str | None = None
+        self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if not talk.is_plain:
@@ -137,12 +165,17 @@ class RunLog:
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[shown]}"),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[left]}"),
                 console=talk.console,
             )
-            self._task = self._bar.add_task("train", total=total_steps, shown="")
+            self._task = self._bar.add_task(
+                "train", total=total_steps, completed=start.step, shown="", left=""
+            )
 
     def __enter__(self) -> RunLog:
+        if self._file.num_missing:
+            missing = f"{self._file.num_missing:,} of {self._start.step:,} lines before this one"
+            self._talk.say("metrics", f"{METRICS_FILE}: {missing} are missing")
         if self._bar is not None:
             self._bar.start()
         return self
@@ -155,36 +188,76 @@ class RunLog:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self._unsaid is not None:
+            self._talk.say("step", self._unsaid)
         self._file.close()
+        if self._file.problem is not None:
+            waiting = self._file.num_waiting
+            left = f"{waiting:,} lines are missing" if waiting else "all lines are there now"
+            self._talk.say("metrics", f"{METRICS_FILE}: {self._file.problem}; {left}")
 
     def step(self, metrics: StepMetrics, *, val_loss: float | None = None) -> None:
         """Record one update, and show it."""
-        values = asdict(metrics)
+        values = _recorded(metrics)
         if val_loss is not None:
             values["val_loss"] = val_loss
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
-        if metrics.out_of_memory:
-            self._talk.say("memory", _ran_out(metrics))
+        self._file.add(values)
+        self._say_news(metrics)
         shown = f"loss {metrics.loss:.4f}"
         if val_loss is not None:
             shown += f" · val {val_loss:.4f}"
         shown += f" · {metrics.tokens_per_s:,.0f} tok/s · {gigabytes(metrics.peak_memory_bytes)}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=metrics.step, shown=shown)
-            return
         now = time.monotonic()
+        left = f"{clock(self._left_s(metrics.step, now - self._started))} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=metrics.step, shown=shown, left=left)
+            return
+        line = f"{metrics.step}/{self._total} · {shown} · lr {metrics.lr:.2e} · {left}"
+        is_first = metrics.step == self._start.step + 1
         is_last = metrics.step == self._total
-        if (
-            metrics.step == 1
-            or is_last
-            or val_loss is not None
-            or (now - self._last_line >= PLAIN_EVERY_S)
-        ):
+        is_time = now - self._last_line >= PLAIN_EVERY_S
+        if is_first or is_last or is_time or val_loss is not None:
             self._last_line = now
-            left = (now - self._started) / metrics.step * (self._total - metrics.step)
-            rate = f"lr {metrics.lr:.2e} · {clock(left)} left"
-            self._talk.say("step", f"{metrics.step}/{self._total} · {shown} · {rate}")
+            self._unsaid = None
+            self._talk.say("step", line)
+        else:
+            self._unsaid = line  # unless another one comes, which is not always known before
+
+    def _say_news(self, metrics: StepMetrics) -> None:
+        """What does not happen in every update."""
+        if self._file.problem is not None and not self._is_problem_said:
+            self._is_problem_said = True
+            self._talk.say("metrics", f"{METRICS_FILE} cannot be written: {self._file.problem};"
+                           " training goes on, and its lines wait")  # fmt: skip
+        if metrics.out_of_memory:
+            self._talk.say("memory", _ran_out(metrics))
+        if metrics.anomaly is not None:
+            what = "the update was left out" if metrics.skipped else "the update was made"
+            self._talk.say("skipped" if metrics.skipped else "unusual",
+                           f"step {metrics.step}: {metrics.anomaly} · {what} · its rows:"
+                           f" {_some(metrics.rows)}")  # fmt: skip
+
+    def _left_s(self, step: int, passed_s: float) -> float:
+        """Until the end, at the pace so far."""
+        left_s = passed_s / (step - self._start.step) * (self._total - step)
+        if self._budget_s is not None:
+            left_s = min(left_s, self._budget_s - self._start.spent_s - passed_s)
+        return max(0.0, left_s)
+
+
+def _recorded(metrics: StepMetrics) -> dict[str, object]:
+    """The line of an update: what is unusual stands in it only where there is something."""
+    values = asdict(metrics)
+    for key, nothing in (("skipped", False), ("anomaly", None), ("rows", ())):
+        if values[key] == nothing:
+            del values[key]
+    return values
+
+
+def _some(rows: Sequence[str]) -> str:
+    named = ", ".join(rows[:MAX_ROWS])
+    more = len(rows) - MAX_ROWS
+    return named if more <= 0 else f"{named} and {more} more (see {METRICS_FILE})"
 
 
 def _ran_out(metrics: StepMetrics) -> str:

@@ -31,6 +31,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from duiti.data.reading.strict_json import StrictJson
+from duiti.disk_errors import explained
 from duiti.errors import DuitiError, RowError
 from duiti.training.optim import CoolDown
 from duiti.training.step import StepMetrics
@@ -140,15 +141,9 @@ def write_state(folder: Path, state: RunState, tensors: Snapshot) -> None:
         )
     stored = _Stored(version=1, optimizer_steps=tensors.optimizer_steps, state=state)
     text = json.dumps(asdict(stored), indent=1, allow_nan=False) + "\n"
-    try:
+    with explained(folder, tensors.num_bytes):
         save_tensors(folder, tensors)
         (folder / STATE_FILE).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DuitiError(
-            f"{folder}: the checkpoint cannot be written",
-            why=f"it takes {tensors.num_bytes:,} bytes; {error}",
-            fix="make room there, or -o on another disk",
-        ) from None
 
 
 def read_state(folder: Path) -> RunState:

@@ -1,0 +1,111 @@
+"""`metrics.jsonl`: a line per update, in order, none twice.
+
+    file = MetricsFile(folder / "metrics.jsonl", start_step=200)     # cut behind step 200
+    file.add({"step": 201, "loss": 1.5})
+    file.close()
+    file.problem, file.num_waiting
+
+That the disk is full, or the file cannot be written for another reason, does not end a run. Lines
+wait in memory and are written, in order, as soon as they can be. What is on disk is always whole
+lines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from duiti.durable import write_file
+
+
+class MetricsFile:
+    """Lines of updates behind those that are there."""
+
+    def __init__(self, path: Path, *, start_step: int = 0) -> None:
+        """
+        Args:
+            path: continued behind the line of `start_step`; begun anew where that is 0.
+
+        Raises:
+            DuitiError: it cannot be written.
+        """
+        kept = _lines_until(path, start_step)
+        self.num_missing = start_step - len(kept)
+        """Updates before `start_step` of which there is no line."""
+        self.problem: str | None = None
+        """Why a line could not be written at once; stays when it could be written later."""
+        self._waiting: deque[bytes] = deque()
+        write_file(path, b"".join(kept))
+        self._file = path.open("ab", buffering=0)
+        self._num_bytes = os.fstat(self._file.fileno()).st_size
+
+    @property
+    def num_waiting(self) -> int:
+        """Lines that are not on disk."""
+        return len(self._waiting)
+
+    def add(self, values: Mapping[str, object]) -> None:
+        """One line more; numbers that are not finite are null, for JSON has no word for them."""
+        told = {key: _told(value) for key, value in values.items()}
+        self._waiting.append(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+        self._write()
+
+    def close(self) -> None:
+        """Try once more, and close."""
+        self._write()
+        try:
+            if os.fstat(self._file.fileno()).st_nlink == 0:
+                self.problem = "it was deleted while the run went on"
+            self._file.close()
+        except OSError as error:  # some file systems tell of a full disk only here
+            self.problem = _reason(error)
+
+    def _write(self) -> None:
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                self._append(line)
+            except OSError as error:
+                self.problem = _reason(error)
+                return
+            self._waiting.popleft()
+            self._num_bytes += len(line)
+
+    def _append(self, line: bytes) -> None:
+        """All of it, or nothing."""
+        left = memoryview(line)
+        try:
+            while left:
+                left = left[self._file.write(left) or 0 :]
+        except OSError:
+            with suppress(OSError):  # then half a line stays, which whoever reads on will cut
+                os.ftruncate(self._file.fileno(), self._num_bytes)
+            raise
+
+
+def _lines_until(path: Path, step: int) -> list[bytes]:
+    """Lines of the updates up to `step`, as they are. One that a crash has torn is left out."""
+    if step == 0 or not path.is_file():
+        return []
+    kept, last = [], 0
+    for line in path.read_bytes().split(b"\n"):
+        with suppress(ValueError):
+            values = json.loads(line)
+            number = values.get("step") if isinstance(values, dict) else None
+            if isinstance(number, int) and last < number <= step:
+                kept.append(line + b"\n")
+                last = number
+    return kept
+
+
+def _told(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
