@@ -30,6 +30,7 @@ from transformers import (
 from duiti.config import Config, load_config
 from duiti.errors import DataError, DuitiError, UsageError
 from duiti.infer.model import load
+from duiti.manifest import Damaged
 from duiti.run import Run, list_runs, open_run
 from duiti.sft import finetune
 from duiti.training.log import Talk
@@ -577,7 +578,7 @@ def test_an_edited_run_is_refused(runs: Any, tmp_path: Path, name: str, spoil: A
     text = (copied / name).read_text()
     assert spoil(text) != text
     (copied / name).write_text(spoil(text))
-    with pytest.raises(UsageError):
+    with pytest.raises(Damaged, match=name):
         load(copied, device="cpu")
 
 

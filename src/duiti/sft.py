@@ -192,7 +192,8 @@ def _run_updates(
     config, plan, val = shop.config, shop.plan, job.material.val
     parameters = shop.trained.parameters
     with (
-        RunLog(job.folder, talk, total_steps=plan.total_steps) as log,
+        RunLog(job.folder, talk, total_steps=plan.total_steps, start=state.progress,
+               budget_s=plan.rate.budget_s) as log,
         Checkpoints(job.folder, config, job.reasons, shop.identity, parameters, shop.optimizer,
                     talk, start_step=state.progress.step) as checkpoints,
     ):  # fmt: skip
