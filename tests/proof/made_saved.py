@@ -6,16 +6,19 @@ proof, found = saved.looked_at()
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from made import DATE, prepared, settled, write_rows
+from torch import Tensor
 
 from duiti.config import Config
 from duiti.data.jobs import PrepareOptions
 from duiti.data.templates.template import load_template
+from duiti.model.artefact import TrainedOn
 from duiti.model.freeze import choose_trained
 from duiti.model.load import load_model, load_tokenizer, resolve
 from duiti.proof.chats import sample_chats
@@ -87,7 +90,11 @@ def make(
     )  # fmt: skip
     folder = where / "run"
     folder.mkdir()
-    save_weights(model, template, folder, config, source, trained_stops=stops)
+    names = dict.fromkeys(("base", "weights", "config", "tokenizer", "template"), "none")
+    trained_on = TrainedOn(**names)
+    save_weights(
+        model, template, folder, config, source, trained_stops=stops, trained_on=trained_on
+    )
     return Saved(folder, source.location, expected)
 
 
@@ -98,3 +105,13 @@ def _train(model: Any, config: Config, strength: float) -> None:
         for parameter in choose_trained(model, config).parameters.values():
             drawn = torch.empty(parameter.shape).normal_(std=strength, generator=generator)
             parameter.add_(drawn)
+
+
+def retouched(base: str, where: Path, change: Callable[[Tensor], object]) -> Path:
+    """A copy of a model with something done to its first matrix of attention."""
+    model = load_model(resolve(base), dtype=torch.float32, device="cpu")
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        change(next(p for name, p in parameters.items() if name.endswith("q_proj.weight")))
+    model.save_pretrained(where)
+    return where
