@@ -14,13 +14,15 @@ was trained is no error of the merge, but is measured and told: `report.from_qua
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from duiti.disk_errors import explained
+from duiti.durable import make_folder, new_folder
 from duiti.errors import DuitiError, UsageError
 from duiti.exporting.from_quantized import (
     AsTrained,
@@ -30,9 +32,11 @@ from duiti.exporting.from_quantized import (
     log_probabilities,
 )
 from duiti.infer.model import load
+from duiti.model.artefact import Artefact, write_artefact
 from duiti.model.load import load_config, resolve
 from duiti.model.lora import merge
 from duiti.run import Run
+from duiti.training.save import save_tokenizer
 
 MAX_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}
 """Nats by which a log-probability may differ after the cast, by the dtype of the result."""
@@ -82,17 +86,19 @@ class MergeReport:
 def export_merged(
     run: Run, output: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
 ) -> MergeReport:
-    """Write the merged model of a run to a new folder.
+    """Write the merged model of a run to a new folder, which is there when all of it is, compared
+    and with the hash of every file in its `manifest.json`; or not at all.
 
     Args:
         dtype: of the weights; default: that of the base model's files.
 
     Raises:
-        UsageError: the folder exists and holds something.
-        DuitiError: the written files do not compute what the adapted model does.
+        UsageError: the folder exists and holds something; the run did not finish.
+        DuitiError: the run is damaged, its base another, the disk full, or the written files do
+        not compute what the adapted model does.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"{output} exists and is not empty", fix="choose another folder: -o")
+    run.require_finished()
+    _require_free(output)
     config = run.config
     base = load_config(resolve(config.model, trust_remote_code=trust_remote_code))
     dtype = dtype or (base.dtype if isinstance(base.dtype, torch.dtype) else torch.float32)
@@ -105,18 +111,25 @@ def export_merged(
     probe = probe_ids(model.hf)
     expected = log_probabilities(model.hf, probe)
     merge(model.hf)
-    output.mkdir(parents=True, exist_ok=True)
-    nn.Module.to(model.hf, dtype).save_pretrained(output)
-    model.tokenizer.save_pretrained(output)
-    del model
-    report = _compare(output, dtype, probe, expected, trained, trust=trust_remote_code)
-    if not report.max_logprob_error <= MAX_ERROR.get(dtype, 0.5):
-        raise DuitiError(
-            f"{output}: log-probabilities are off by up to {report.max_logprob_error:.3g} nats",
-            why=f"the merged weights, rounded to {dtype}, are not the trained model",
-            fix="--dtype float32 keeps them exact",
-        )
-    return report
+    make_folder(output.parent)
+    if output.exists():
+        with explained(output, done="replaced"):
+            output.rmdir()  # it is empty, and there again when all is in it
+    with new_folder(output, num_bytes=_num_bytes(model.hf, dtype)) as made:
+        nn.Module.to(model.hf, dtype).save_pretrained(made)
+        save_tokenizer(model.tokenizer, made)
+        names = [path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()]
+        assert model.trained_on is not None  # a run always knows
+        write_artefact(made, Artefact(kind="model", trained_on=model.trained_on), names)
+        del model
+        report = _compare(made, dtype, probe, expected, trained, trust=trust_remote_code)
+        if not report.max_logprob_error <= MAX_ERROR.get(dtype, 0.5):
+            raise DuitiError(
+                f"{output}: log-probabilities are off by up to {report.max_logprob_error:.3g} nats",
+                why=f"the merged weights, rounded to {dtype}, are not the trained model",
+                fix="--dtype float32 keeps them exact",
+            )
+    return replace(report, path=output)
 
 
 def probe_ids(model: PreTrainedModel, *, rows: int = 4, length: int = 64) -> Tensor:
@@ -124,6 +137,15 @@ def probe_ids(model: PreTrainedModel, *, rows: int = 4, length: int = 64) -> Ten
     size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(size, (rows, length), generator=generator)
+
+
+def _require_free(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"{output} exists and is not empty", fix="choose another folder: -o")
+
+
+def _num_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    return dtype.itemsize * sum(parameter.numel() for parameter in model.parameters())
 
 
 def _compare(

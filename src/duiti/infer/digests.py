@@ -80,10 +80,15 @@ def base_digest(source: ModelSource) -> BaseDigest:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over what turns text into ids, and the texts of the special tokens."""
+    """sha256 over what turns text into ids, and the texts of the special tokens.
+
+    Not over how it pads and cuts: any call may set that, and nothing here asks for it."""
     named = tokenizer.special_tokens_map.items()
     special: dict[str, Json] = {key: text for key, text in named if isinstance(text, str)}
-    return _sha256(canonical({"json": tokenizer_json(tokenizer), "special": special}))
+    # Two settings precede this key, which stands but once unescaped in what the library writes.
+    _, key, rest = tokenizer_json(tokenizer).partition('"added_tokens":')
+    assert key
+    return _sha256(canonical({"json": rest, "special": special}))
 
 
 def template_digest(template: Template) -> str:

@@ -5,7 +5,9 @@
     with model.base(): ...                  # the model as it was before training
     model.hf                                # the plain transformers model
 
-Loading a run needs only its path: base, template and stop tokens travel with it.
+Loading a run needs only its path: base, template and stop tokens travel with it. It is strict: a
+file that is not what was written, and a base that is not the one trained on, are refused. What
+cannot be told, of an adapter that another tool made, is in `model.notes`.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from duiti.config import Quantize, parse_yaml
+from duiti.config import Quantize
 from duiti.data.jobs import day, prompt_service
-from duiti.data.rows.messages import read_messages
 from duiti.data.templates.control import Mode
-from duiti.data.templates.template import Declared, Template, declare, load_template
-from duiti.errors import RowError, UsageError
+from duiti.data.templates.template import Template, load_template
+from duiti.errors import DuitiError, UsageError
 from duiti.infer.generate import GREEDY, Answer, Sampling, generate, stream
+from duiti.infer.messages import as_messages
+from duiti.infer.stored import NO_HASHES, hold_base, hold_template, load_saved_template, verified
 from duiti.model.adapter import CONFIG_FILE, load_adapter, read_adapter_config
+from duiti.model.artefact import TrainedOn, read_artefact
 from duiti.model.load import (
     ModelSource,
     choose_device,
@@ -35,7 +39,7 @@ from duiti.model.load import (
     resolve,
 )
 from duiti.model.lora import adapters_off, lora_layers
-from duiti.run import TEMPLATE_FILE, Run, is_run, open_run
+from duiti.run import Run, is_run, open_run
 from duiti.types import Json, Message
 
 
@@ -53,6 +57,8 @@ class Model:
         trust_remote_code: bool = False,
         date: str = "auto",
         special_tokens: Mode = "reject",
+        trained_on: TrainedOn | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.hf = hf
         """The plain transformers model (with adapters in place, where it has any)."""
@@ -65,6 +71,10 @@ class Model:
         self.prompts = prompt_service(template, date=date, special_tokens=special_tokens)
         self.stop_ids = stop_ids
         self.name = name
+        self.trained_on = trained_on
+        """What it belongs to, where that is known: of a run, and of what duiti made of one."""
+        self.notes = notes
+        """What could not be verified, for whoever shows the model to a person."""
         self._base_name = base_name
         self._trust_remote_code = trust_remote_code
         self._base: PreTrainedModel | None = None
@@ -81,6 +91,7 @@ class Model:
 
         Raises:
             UsageError: the base is gone (where the run is a whole model, it does not need it).
+            DuitiError: the base is not what it was.
         """
         if self._base_name is None:
             yield
@@ -91,7 +102,10 @@ class Model:
             if self._base is None:
                 parameter = next(self.hf.parameters())
                 source = resolve(self._base_name, trust_remote_code=self._trust_remote_code)
-                self._base = load_model(source, dtype=parameter.dtype, device=str(parameter.device))
+                base = load_model(source, dtype=parameter.dtype, device=str(parameter.device))
+                if self.trained_on is not None:
+                    hold_base(self.trained_on, Path(self.name), source)
+                self._base = base
             tuned, self.hf = self.hf, self._base
             try:
                 yield
@@ -215,6 +229,8 @@ def load(
     if (path / CONFIG_FILE).is_file():
         return _load_peft(path, device, dtype, quantize, template, trust_remote_code)
     source = resolve(str(name), trust_remote_code=trust_remote_code)
+    if source.is_local:
+        verified(Path(source.location))  # a merged model, for one
     hf = load_model(source, dtype=dtype, device=device, quantize=quantize)
     tokenizer = load_tokenizer(source)
     bound = load_template(template, tokenizer)
@@ -224,14 +240,22 @@ def load(
 def _load_run(
     run: Run, device: str, dtype: torch.dtype | None, quantize: Quantize | None, trust: bool
 ) -> Model:
+    run.require_finished()
+    artefact = read_artefact(run.path)
     config = run.config
+    if (artefact.kind == "adapter") != (config.method == "lora"):
+        what = f"{run.path}: config.yaml says method {config.method}"
+        raise DuitiError(what, why=f"what was trained here, by its manifest: {artefact.kind}")
+    trained_on = artefact.trained_on
     quantize = quantize or config.quantize
     dtype = dtype or getattr(torch, config.dtype)
     own = ModelSource(run.name, str(run.path), True, trust)
     template = load_saved_template(run.path, load_tokenizer(own))
+    hold_template(trained_on, run.path, template)
     if config.method == "lora":
         base = resolve(config.model, trust_remote_code=trust)
         hf = load_model(base, dtype=dtype, device=device, quantize=quantize)
+        hold_base(trained_on, run.path, base)
         lora, _ = read_adapter_config(run.path)
         load_adapter(hf, run.path, lora)
         hf.generation_config = GenerationConfig.from_pretrained(run.path)
@@ -249,41 +273,41 @@ def _load_run(
         trust_remote_code=trust,
         date=config.date,
         special_tokens=config.special_tokens,
+        trained_on=trained_on,
     )
 
 
 def _load_peft(
     path: Path, device: str, dtype: torch.dtype, quantize: Quantize, template: str, trust: bool
 ) -> Model:
-    """An adapter made elsewhere: the base and the tokenizer are those that it names."""
+    """An adapter by itself: the base is the one that it names. Where duiti made it, it brings its
+    tokenizer and template; where PEFT did, those are the base's."""
+    artefact = verified(path)
     lora, base_name = read_adapter_config(path)
     base = resolve(base_name, trust_remote_code=trust)
     hf = load_model(base, dtype=dtype, device=device, quantize=quantize)
+    notes: tuple[str, ...] = ()
+    if artefact is None:
+        notes = (f"{path}: {NO_HASHES} ({base_name})",)
+        bound = load_template(template, load_tokenizer(base))
+    else:
+        hold_base(artefact.trained_on, path, base)
+        bound = load_saved_template(path, load_tokenizer(ModelSource(path.name, str(path), True)))
+        hold_template(artefact.trained_on, path, bound)
     load_adapter(hf, path, lora)
+    if artefact is not None:
+        hf.generation_config = GenerationConfig.from_pretrained(path)
     hf.requires_grad_(False)
-    bound = load_template(template, load_tokenizer(base))
-    stop_ids = stop_ids_of(hf, bound)
-    return Model(hf, bound, stop_ids=stop_ids, name=path.name, base_name=base_name)
-
-
-def load_saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The template that a run was trained with.
-
-    Raises:
-        UsageError: `template.yaml` and `chat_template.jinja` contradict each other.
-    """
-    path = folder / TEMPLATE_FILE
-    if not path.is_file():
-        return load_template("model", tokenizer)
-    values = parse_yaml(path.read_text(encoding="utf-8"), source=str(path))
-    name = str(values.pop("name", path.stem))
-    template = declare(name, Declared(**values), tokenizer)
-    if template.source.strip() != str(tokenizer.chat_template).strip():
-        raise UsageError(
-            f"{folder}: {TEMPLATE_FILE} and chat_template.jinja disagree",
-            why="one was edited after training, and the model knows only what it saw then",
-        )
-    return template
+    return Model(
+        hf,
+        bound,
+        stop_ids=stop_ids_of(hf, bound),
+        name=path.name,
+        base_name=base_name,
+        trust_remote_code=trust,
+        trained_on=None if artefact is None else artefact.trained_on,
+        notes=notes,
+    )
 
 
 def stop_ids_of(model: PreTrainedModel, template: Template) -> frozenset[int]:
@@ -295,28 +319,3 @@ def stop_ids_of(model: PreTrainedModel, template: Template) -> frozenset[int]:
     if template.tokenizer.eos_token_id is not None:
         ids.add(template.tokenizer.eos_token_id)
     return frozenset(ids)
-
-
-def as_messages(messages: Sequence[Mapping[str, Any] | Message]) -> tuple[Message, ...]:
-    """Dicts as rows hold them to messages: a conversation that waits for an answer.
-
-    Raises:
-        UsageError: it is none.
-    """
-    how = '[{"role": "user", "content": "…"}]'
-    if isinstance(messages, str | Mapping):
-        raise UsageError("a conversation is a list of messages", fix=how)
-    found: list[Message] = []
-    for number, message in enumerate(messages, start=1):
-        if isinstance(message, Message):
-            found.append(message)
-            continue
-        try:
-            found += read_messages([cast(Json, message)], "messages", first=number)
-        except RowError as error:
-            raise UsageError(f"this is no conversation: {error}", fix=how) from None
-    if not found or found[-1].role not in ("user", "tool"):
-        raise UsageError(
-            "there is nothing to answer: the last message must be the user's, or a tool's result"
-        )
-    return tuple(found)

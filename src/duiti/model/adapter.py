@@ -22,25 +22,34 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from duiti.config import LoraConfig, explain
-from duiti.errors import DuitiError, UsageError
+from duiti.errors import DuitiError, UsageError, shown_name
 from duiti.model.linear import LINEAR_KINDS, is_transposed
 from duiti.model.lora import LoRALinear, add_lora, find_targets, lora_layers
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_MAX_BYTES = 2**20
+"""Of a configuration; PEFT's have some thousand."""
 _PREFIX = "base_model.model."
-_NOT_PLAIN = (
-    "use_dora",
-    "use_qalora",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "layer_replication",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-)
-"""Settings of PEFT's that make an adapter something else than W x + s B A x."""
+_WHY = "duiti loads plain LoRA adapters: W x + s B A x, and nothing else"
+
+READABLE = (torch.float32, torch.bfloat16, torch.float16)
+"""What tensors of an adapter may be: widening these to float32 changes no number."""
+
+_READ = {
+    *("peft_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora"),
+    *("target_modules", "fan_in_fan_out", "bias", "init_lora_weights", "revision"),
+}
+"""Settings of PEFT's that are read here, and refused where they say what is not supported."""
+
+_NO_MATTER = {
+    # Who wrote it, for what, and names that PEFT would import: nothing here imports them.
+    *("task_type", "auto_mapping", "peft_version", "inference_mode", "megatron_core"),
+    # Means something beside use_qalora only, which is refused.
+    *("qalora_group_size",),
+}
+"""Settings that change nothing of what is computed. All others, known today or not, are refused
+unless they are unset: whatever asks for more than W x + s B A x has a key there."""
 
 
 def save_adapter(model: nn.Module, folder: Path, config: LoraConfig, *, base: str) -> None:
@@ -79,32 +88,33 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, str]:
         UsageError: it is not a plain LoRA adapter.
     """
     path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
+    values = _read_values(path)
     problem = _unsupported(values)
     if problem:
-        raise UsageError(f"{path}: {problem}", why="duiti loads plain LoRA adapters")
+        raise UsageError(f"{path}: {problem}", why=_WHY)
     targets = values["target_modules"]
     try:
-        config = LoraConfig(
-            rank=values.get("r"),
-            alpha=values.get("lora_alpha"),
-            dropout=values.get("lora_dropout", 0.0),
-            rslora=values.get("use_rslora", False),
-            target_modules="all-linear" if targets == "all-linear" else tuple(targets),
+        config = LoraConfig.model_validate(
+            {
+                "rank": values.get("r"),
+                "alpha": values.get("lora_alpha"),
+                "dropout": values.get("lora_dropout", 0.0),
+                "rslora": values.get("use_rslora", False),
+                "target_modules": targets if targets == "all-linear" else tuple(targets),
+            }
         )
     except ValidationError as error:
         raise UsageError(f"{path}: {explain(error).what}") from None
-    return config, str(values.get("base_model_name_or_path") or "")
+    named = values.get("base_model_name_or_path")
+    return config, named if isinstance(named, str) else ""
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, config: LoraConfig) -> None:
     """Add the adapters that are stored in `folder`, strictly.
 
     Raises:
-        DuitiError: missing or surplus tensors, other shapes, numbers that are not finite.
+        DuitiError: missing or surplus tensors, other shapes or kinds of number, numbers that are
+        not finite, a setting that contradicts the model's layers.
     """
     path = folder / WEIGHTS_FILE
     try:
@@ -112,6 +122,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, config: LoraConfig) -> No
     except (OSError, SafetensorError) as error:
         raise DuitiError(f"{path}: cannot be read ({error})") from None
     layers = add_lora(model, find_targets(model, config.target_modules), config, seed=0)
+    _check_orientation(folder / CONFIG_FILE, layers)
     expected: dict[str, Tensor] = {}
     for name, layer in layers.items():
         expected[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A
@@ -133,8 +144,24 @@ def _check(path: Path, stored: dict[str, Tensor], expected: dict[str, Tensor]) -
         if tensor.shape != expected[key].shape:
             shapes = f"{list(tensor.shape)}, where {list(expected[key].shape)} is due"
             raise DuitiError(f"{path}: {key} has shape {shapes}", why=why)
+        if tensor.dtype not in READABLE:
+            raise DuitiError(
+                f"{path}: {key} holds {str(tensor.dtype).removeprefix('torch.')}",
+                why="an adapter's numbers are float32, bfloat16 or float16",
+            )
         if not bool(torch.isfinite(tensor).all()):
             raise DuitiError(f"{path}: {key} holds numbers that are not finite")
+
+
+def _check_orientation(path: Path, layers: dict[str, LoRALinear]) -> None:
+    """PEFT writes which way round the layers store their weights: as ours do, or it is not true."""
+    stated = _read_values(path).get("fan_in_fan_out", False)
+    found = {is_transposed(layer.base) for layer in layers.values()}
+    if stated not in found:
+        raise DuitiError(
+            f"{path}: fan_in_fan_out is {json.dumps(stated)[:20]}",
+            why="it tells how the layers store their weights, and this model's do it the other way",
+        )
 
 
 def _short_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str]:
@@ -150,19 +177,47 @@ def _short_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str]:
     return sorted(short if matched == layers.keys() else layers)
 
 
-def _unsupported(values: Any) -> str:
+def _read_values(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError("it is too long")
+        values = json.loads(content.decode("utf-8"), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
     if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        return "is not the configuration of a LoRA adapter"
+        raise UsageError(f"{path}: is not the configuration of a LoRA adapter", why=_WHY)
+    return values
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _unsupported(values: dict[str, Any]) -> str:
+    """The first setting that makes it something else than W x + s B A x."""
     if values.get("bias", "none") != "none":
-        return f"bias: {values['bias']} is not supported"
-    for key in _NOT_PLAIN:
-        if values.get(key):
-            return f"{key} is not supported"
+        return f"bias: {str(values['bias'])[:20]} is not supported"
+    for key, value in values.items():
+        if key not in _READ | _NO_MATTER and not _is_unset(value):
+            return f"{shown_name(key)} is not supported"
     # Other ways to start change the base's weights too, which the file does not hold.
     start = values.get("init_lora_weights", True)
-    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
-        return f"init_lora_weights: {start[:20]} is not supported"
+    if start not in (True, False, "gaussian", "orthogonal"):
+        return f"init_lora_weights: {str(start)[:20]} is not supported"
+    if values.get("revision") not in (None, "main"):
+        return "revision is not supported: name a folder that holds the base as it was then"
     targets = values.get("target_modules")
-    if targets != "all-linear" and not isinstance(targets, list):
+    if targets == "all-linear":
+        return ""
+    if isinstance(targets, str):
+        return "target_modules is a pattern, and must be a list of names"
+    if not (isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets)):
         return "target_modules is no list of names"
     return ""
+
+
+def _is_unset(value: object) -> bool:
+    """As PEFT writes what is not used. 0 is a value: the first layer, for one."""
+    return value is None or value is False or value in ("", [], {})
