@@ -3,7 +3,7 @@
     run = finetune(Config(data=["my.jsonl"], model="tiny"))
     run = go_on("runs/my-tiny", {})                  # the same run, after it was stopped
 
-`_train` is the table of contents. Each line of it is a module below this one; any of them can be
+`_make` is the table of contents. Each line of it is a module below this one; any of them can be
 left out, replaced or called alone (`examples/minimal_loop.py` does so).
 """
 
@@ -35,6 +35,9 @@ from duiti.model.load import choose_device, load_model, num_embeddings
 from duiti.model.quantize import require_nf4
 from duiti.model.sft_model import SFTModel, probe_rows, why_alone
 from duiti.plan import cooling, is_val_due, recurring_rows, settle, step_plan
+from duiti.proof.chats import sample_chats
+from duiti.proof.expected import Expected, expectations, held_out_rows
+from duiti.proof.prove import prove
 from duiti.record import before_samples, write_end, write_memory, write_resumed, write_start
 from duiti.run import Run, new_run_folder, write_config
 from duiti.saving import Checkpoints
@@ -160,8 +163,22 @@ class _Workshop:
 
 
 def _train(job: _Job, talk: Talk) -> Run:
-    """The table of contents."""
+    """Train, save, and have a fresh process look at what was saved."""
     started = time.perf_counter()
+    # The model is gone with this call: the proof needs its memory.
+    state, expected = _make(job, talk)
+    if expected is not None:
+        source = job.material.source
+        proof = prove(job.folder, expected, base=source.location,
+                      trust_remote_code=source.trust_remote_code)  # fmt: skip
+        talk.say("proof", proof.describe())
+    say_end(job.folder, state, time.perf_counter() - started, talk)
+    return Run(job.folder)
+
+
+def _make(job: _Job, talk: Talk) -> tuple[RunState, Expected | None]:
+    """The table of contents. What is left of it in memory is where it ended, and what a proof of
+    the files has to find."""
     material, folder = job.material, job.folder
     shop = _set_up(job, talk)
     model, config = shop.sft.model, shop.config
@@ -174,11 +191,20 @@ def _train(job: _Job, talk: Talk) -> Run:
         state = _run_updates(job, shop, state, stopping, talk)
         model.eval()
         samples.write(folder, shop.tuned)
+        expected = _expected(shop, material) if config.proof else None
         save_weights(model, material.template, folder, config, material.source,
                      trained_stops=shop.stops, trained_on=shop.identity.trained_on)  # fmt: skip
         write_end(folder, config, material, state)
-    say_end(folder, state, time.perf_counter() - started, talk)
-    return Run(folder)
+    return state, expected
+
+
+def _expected(shop: _Workshop, material: Material) -> Expected:
+    stores = [material.val, material.train]
+    files = [file for prepared in material.prepared for file in prepared.files]
+    chats = sample_chats(material.template, material.options, files, stores)
+    return expectations(shop.sft.model, held_out_rows(*stores), chats,
+                        dtype=shop.sft.compute_dtype, stops=shop.stops,
+                        date=shop.config.date)  # fmt: skip
 
 
 def _run_updates(
