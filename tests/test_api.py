@@ -24,7 +24,8 @@ ROWS = [{"prompt": f"Who is number {n}?", "response": f"Nobody knows {n * 7}."} 
 def run(llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return api.train(
         ROWS, model=str(llama_dir), output=str(tmp_path_factory.mktemp("runs") / "run"),
-        lora={"rank": 2}, learning_rate=1e-2, batch_size=3, epochs=1, device="cpu", quiet=True,
+        lora={"rank": 2}, learning_rate=1e-2, batch_size=3, epochs=1, device="cpu", proof=False,
+        quiet=True,
     )  # fmt: skip
 
 
@@ -52,7 +53,8 @@ def test_rows_from_python_and_from_a_file_train_the_same(
     for number, data in enumerate((path, str(path), [path], (str(path),))):
         again = api.train(
             data, model=str(llama_dir), output=str(tmp_path / str(number)), lora={"rank": 2},
-            learning_rate=1e-2, batch_size=3, epochs=1, device="cpu", quiet=True,
+            learning_rate=1e-2, batch_size=3, epochs=1, device="cpu", proof=False,
+        quiet=True,
         )  # fmt: skip
         name = "adapter_model.safetensors"
         assert (again.path / name).read_bytes() == (run.path / name).read_bytes()
@@ -61,7 +63,7 @@ def test_rows_from_python_and_from_a_file_train_the_same(
 def test_training_says_nothing_when_it_is_to_be_quiet(
     llama_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    more = {"model": str(llama_dir), "device": "cpu", "epochs": 1}
+    more = {"model": str(llama_dir), "device": "cpu", "epochs": 1, "proof": False}
     api.train(ROWS, output=str(tmp_path / "quiet"), quiet=True, **more)
     said = capfd.readouterr()
     assert said.out == ""

@@ -183,7 +183,8 @@ def test_the_record_of_a_run_has_what_was_expected_and_what_was_rehearsed(
     rows: Path, llama_dir: Path, tmp_path: Path
 ) -> None:
     run = finetune(Config(data=str(rows), model=str(llama_dir), device="cpu", max_steps=1,
-                          output=str(tmp_path / "run")), talk=Talk(quiet=True))  # fmt: skip
+                          proof=False, output=str(tmp_path / "run")),
+                   talk=Talk(quiet=True))  # fmt: skip
     memory = json.loads((run.path / "env.json").read_text())["memory"]
     assert memory["expected"]["peak_bytes"] > 0
     assert memory["expected_after_rehearsal_bytes"] >= memory["rehearsed_bytes"] > 0
@@ -195,7 +196,7 @@ def test_activation_checkpointing_changes_no_byte_of_a_run(
 ) -> None:
     found = [
         finetune(
-            Config(data=str(rows), model=str(llama_dir), device="cpu", max_steps=2,
+            Config(data=str(rows), model=str(llama_dir), device="cpu", max_steps=2, proof=False,
                    activation_checkpointing=switch, output=str(tmp_path / f"{switch}")),
             talk=Talk(quiet=True),
         )

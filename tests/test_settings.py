@@ -118,7 +118,7 @@ def place(
 def settings(place: dict[str, str], values: dict[str, Any]) -> dict[str, Any]:
     whole: dict[str, Any] = {
         "data": "rows", "model": "llama_dir", "device": "cpu", "epochs": 1, "batch_size": 4,
-        "learning_rate": 1e-2, "workers": 1, **values,
+        "learning_rate": 1e-2, "workers": 1, "proof": False, **values,
     }  # fmt: skip
     return {
         key: place.get(value, value) if isinstance(value, str) else value

@@ -59,7 +59,7 @@ def val(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(model: Path, data: Path, output: Path, **more: Any) -> Config:
     values = {
         "data": (str(data),), "model": str(model), "output": str(output), "device": "cpu",
-        "epochs": 2, "batch_size": 5, "learning_rate": 1e-2, **more,
+        "epochs": 2, "batch_size": 5, "learning_rate": 1e-2, "proof": False, **more,
     }  # fmt: skip
     return Config(**values)
 
@@ -444,7 +444,13 @@ def test_a_share_for_validation_is_not_trained_on(
 def memorise(folder: Path, output: Path, **more: Any) -> Run:
     row = {"prompt": "Who wrote this?", "response": "Nobody knows; 水 + 7."}
     config = Config(
-        model=str(folder), output=str(output), device="cpu", epochs=60, batch_size=1, **more
+        model=str(folder),
+        output=str(output),
+        device="cpu",
+        proof=False,
+        epochs=60,
+        batch_size=1,
+        **more,
     )
     return finetune(config, rows=[row], talk=Talk(quiet=True))
 

@@ -208,7 +208,7 @@ def test_exact_match_forgives_white_space_around_only() -> None:
 def test_evaluate_gives_base_and_tuned_as_computed_by_hand(llama_dir: Path, tmp_path: Path) -> None:
     run = api.train(
         ROWS, model=str(llama_dir), output=str(tmp_path / "run"), epochs=40, batch_size=4,
-        method="full", learning_rate=3e-3, device="cpu", quiet=True,
+        method="full", learning_rate=3e-3, device="cpu", proof=False, quiet=True,
     )  # fmt: skip
     found = api.evaluate(run, ROWS, device="cpu")
     model = load(run, device="cpu")

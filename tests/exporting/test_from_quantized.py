@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return api.train(
         ROWS, model=str(request.getfixturevalue(request.param)), output=str(folder / "run"),
         quantize="nf4", val="25%", epochs=3, batch_size=4, learning_rate=1e-2, lora={"rank": 8},
-        device="cpu", quiet=True,
+        device="cpu", proof=False, quiet=True,
     )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_without_held_out_answers_a_fixed_text_is_measured_on(
 ) -> None:
     run = api.train(
         ROWS, model=str(llama_dir), output=str(tmp_path / "run"), quantize="nf4", max_steps=1,
-        device="cpu", quiet=True,
+        device="cpu", proof=False, quiet=True,
     )  # fmt: skip
     found = export_merged(run, tmp_path / "merged").from_quantized
     assert found is not None
@@ -160,7 +160,7 @@ def test_a_run_on_a_plain_base_is_compared_with_itself_only(
 ) -> None:
     run = api.train(
         ROWS, model=str(llama_dir), output=str(tmp_path / "run"), max_steps=1, device="cpu",
-        quiet=True,
+        proof=False, quiet=True,
     )  # fmt: skip
     report = export_merged(run, tmp_path / "merged")
     assert report.from_quantized is None

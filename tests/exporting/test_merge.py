@@ -25,7 +25,7 @@ ROWS = [{"prompt": f"Who is number {n}?", "response": f"Nobody knows {n * 7}."} 
 def train(folder: Path, output: Path, **settings: object) -> Run:
     return api.train(
         ROWS, model=str(folder), output=str(output), epochs=3, batch_size=4, learning_rate=1e-2,
-        device="cpu", quiet=True, **settings,
+        device="cpu", proof=False, quiet=True, **settings,
     )  # fmt: skip
 
 

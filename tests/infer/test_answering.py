@@ -31,7 +31,7 @@ def overfit(folder: Path, output: Path, **settings: object) -> Run:
     row = {"prompt": ASK[0]["content"], "response": ANSWER}
     config = Config(
         model=str(folder), output=str(output), epochs=60, batch_size=1, method="full",
-        learning_rate=3e-3, device="cpu", **settings,
+        learning_rate=3e-3, device="cpu", proof=False, **settings,
     )  # fmt: skip
     return finetune(config, rows=[row], talk=Talk(quiet=True))
 
