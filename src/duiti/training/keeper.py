@@ -23,13 +23,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from duiti.disk_errors import explain, shown_path
+from duiti.disk_errors import explain, explained, shown_path
 from duiti.durable import (
     make_folder,
     new_folder,
     remove_folder,
     remove_leftovers,
     require_space,
+    sync_folder,
     temporary_of,
 )
 from duiti.errors import DuitiError
@@ -144,12 +145,34 @@ def prune(folder: Path, *, keep: int, protected: Collection[int] = ()) -> list[P
                 valid_steps.append(found.step)
             elif found.step in protected and not is_superseded:
                 continue
-            elif valid_steps and _is_ours(found.path):
+            elif valid_steps and _is_ours(found):
                 remove_folder(found.path)
                 removed.append(found.path)
     if troubles:
         raise troubles[0]
     return removed
+
+
+def set_aside(folder: Path, *, after: int) -> list[Path]:
+    """Rename the checkpoints of later steps, for a run that goes on from this one: they belong to a
+    future that was given up, and would be resumed from as the newest. Returns their new names.
+
+    Raises:
+        DuitiError: one cannot be renamed.
+    """
+    renamed = []
+    for found in _listed(folder)[0]:
+        if found.step > after and _is_ours(found):
+            free = (
+                found.path.with_name(f"{found.path.name}.given-up{suffix}")
+                for suffix in ("", *(f"-{number}" for number in range(2, 10_000)))
+            )
+            target = next(path for path in free if not os.path.lexists(path))
+            with explained(found.path.absolute(), done="renamed"):
+                os.rename(found.path, target)
+                sync_folder(folder)
+            renamed.append(target)
+    return renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,12 +239,12 @@ def _odd_kind(path: Path) -> str:
     return "it is a symbolic link" if stat.S_ISLNK(mode) else "it is a file, not a folder"
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether it was made here: only then it may be removed."""
-    if _odd_kind(path):
+def _is_ours(found: _Named) -> bool:
+    """Whether it was made here, under this name: only then it may be removed."""
+    if _odd_kind(found.path):
         return False
     try:
-        return STEP_FACT in read_manifest(path).facts
+        return read_manifest(found.path).facts.get(STEP_FACT) == found.step
     except Damaged:
         return False
 
