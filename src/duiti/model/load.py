@@ -11,28 +11,33 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from duiti import tiny
 from duiti.config import Quantize
 from duiti.errors import DuitiError, UsageError, did_you_mean
+from duiti.model.fetch import fetch, small_files
 from duiti.model.quantize import quantize_layers, require_nf4
+from duiti.model.screening import screen_model, screen_tokenizer
+from duiti.model.weight_files import WEIGHTS, check_described, contents, shard_names, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 transformers.utils.logging.disable_progress_bar()
 
+MAX_REASON = 300
+"""Characters of what another library says."""
 LOOKED_AT = 2**22
 """Numbers of a tensor that are looked at together for one that is not finite."""
 
@@ -92,16 +97,42 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     Raises:
         UsageError: there is none, or it is not what it should be.
     """
+    folder = _folder(source)
+    _say_code(source, screen_model(folder, source.name, trusts_code=source.trust_remote_code))
+    return _read_config(source, folder)
+
+
+def _read_config(source: ModelSource, folder: Path) -> PreTrainedConfig:
+    """Of a folder that has been looked at."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
-            source.location,
-            trust_remote_code=source.trust_remote_code,
-            local_files_only=source.is_local,
+            folder, trust_remote_code=source.trust_remote_code, local_files_only=True
         )
+        # Others are kernels, which transformers would fetch where the package for that is there.
+        own = config._attn_implementation
+        config._attn_implementation = own if own in ("eager", "sdpa") else None
+        config._experts_implementation = None
     except Exception as error:  # somebody else's file, read by somebody else's code
         raise _unloadable(source, error) from None
     _refuse_packed(source, config)
     return config
+
+
+def _folder(source: ModelSource, more: Sequence[str] = ()) -> Path:
+    """Where the model's files are; those of a hub id are fetched, and no others."""
+    if source.is_local:
+        return Path(source.location)
+    return fetch(source.name, [*small_files(trusts_code=source.trust_remote_code), *more])
+
+
+def _say_code(source: ModelSource, runs_code: bool) -> None:
+    if runs_code:
+        _say_once(f"! {source.name}: Python code that came with it is run (--trust-remote-code)")
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -110,12 +141,12 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: there is none, or its files are not what they should be.
     """
+    folder = _folder(source)
+    _say_code(source, screen_tokenizer(folder, source.name, trusts_code=source.trust_remote_code))
     with _stderr_kept() as noted:
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                source.location,
-                trust_remote_code=source.trust_remote_code,
-                local_files_only=source.is_local,
+                folder, trust_remote_code=source.trust_remote_code, local_files_only=True
             )
         except Exception as error:  # somebody else's files, read by somebody else's code
             raise _unloadable(source, error) from None
@@ -159,20 +190,29 @@ def load_model(
         quantize: `nf4` keeps its linear layers in four bits, made from the numbers that are in the
             files: the same ones whatever `dtype` the rest has, and the products are made in.
     """
-    config = load_config(source)
+    trusts_code = source.trust_remote_code
+    folder = _folder(source)
+    if not source.is_local:
+        folder = _folder(source, shard_names(folder, source.name) or [WEIGHTS])
+    _say_code(source, screen_model(folder, source.name, trusts_code=trusts_code))
+    config = _read_config(source, folder)
     if quantize == "nf4":
         require_nf4(device)
+    held = contents(weight_files(folder, source.name), source.name)
     try:
+        check_described(config, held, source.name, trust=trusts_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.location,
+            folder,
             config=config,
             dtype=dtype if quantize == "none" else "auto",
-            trust_remote_code=source.trust_remote_code,
-            local_files_only=source.is_local,
+            trust_remote_code=trusts_code,
+            local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except DuitiError:
+        raise
+    except Exception as error:  # somebody else's files, read by somebody else's code
         raise _unloadable(source, error) from None
     model: PreTrainedModel
     model, report = loaded
@@ -259,4 +299,7 @@ def _unloadable(source: ModelSource, error: Exception) -> DuitiError:
 
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # What a file says must not drive a terminal.
+    return "".join(c if c.isprintable() else "?" for c in lines[0][:MAX_REASON])
