@@ -58,7 +58,7 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{shown}\n{done.stderr}"
         ran.append(shlex.split(shown)[1])
-    assert ran == ["check", "check", "train", "chat", "eval", "export"]
+    assert ran == ["check", "check", "train", "train", "chat", "eval", "export"]
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
 
 
