@@ -18,7 +18,7 @@ MAX_LINES = 400
 LAYERS = [
     {"__main__"},
     {"cli", "verbs", "demo", "doctor", "listing", "api"},
-    {"checking", "sft", "saving"},
+    {"checking", "sft", "saving", "workshop"},
     {"record", "summary", "fit", "plan", "material", "identity", "stopped", "proof", "selfcheck"},
     {"eval", "exporting"},
     {"training", "infer"},
