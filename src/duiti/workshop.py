@@ -1,5 +1,5 @@
-"""What a run is trained with: model, what is trained of it, optimizer and plan. Proven on the user's
-rows, rehearsed, and told.
+"""What a run is trained with: model, what is trained of it, optimizer and plan. Proven on the
+user's rows, rehearsed, and told.
 
     shop = set_up(job, talk)
     train_steps(shop.sft, shop.optimizer, job.material.train, shop.plan)
