@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -28,6 +29,15 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def in_memory(folder: Path) -> Iterator[Path]:
+    """A folder whose file system is in memory, where there is one: for a test that begins hundreds
+    of times anew and would wait for the disk alone. Who is killed leaves the same behind."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else folder) as path:
+        yield Path(path)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_faults import gone_pid, ran, read_only, small_disk
+from made_faults import gone_pid, in_memory, ran, read_only, small_disk
 from safetensors.torch import save_file
 
 from duiti.disk_errors import explain, shown_bytes, shown_path
@@ -232,7 +232,8 @@ for work in (replace, fill, drop):
 
 def test_killed_anywhere_there_is_the_old_or_the_new_and_never_a_part(tmp_path: Path) -> None:
     """Before every call to the system that names a file, around every fsync, inside writes."""
-    lines = [line.split() for line in ran(KILLED, tmp_path / "folder").splitlines()]
+    with in_memory(tmp_path) as quick:
+        lines = [line.split() for line in ran(KILLED, quick / "folder").splitlines()]
     works, arranges = ("replace", "fill", "drop"), ("die_at", "die_beyond")
     assert [line[:2] for line in lines] == [[work, how] for work in works for how in arranges]
     for work, arrange, number, num_states in lines:
