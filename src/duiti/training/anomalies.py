@@ -26,9 +26,11 @@ WINDOW = 64
 """Updates that tell what is usual."""
 LEAST = 16
 """Updates before anything is called unusual."""
-SIGMAS = 8.0
-"""How far off something unusual is, in standard deviations as the median distance gives them.
-Losses of small updates have long tails; what is meant here is a break, not a hard batch."""
+LOSS_SIGMAS = 8.0
+"""How far above the median an unusual loss is, in standard deviations as the median distance gives
+them. Losses of small updates have long tails; what is meant here is a break, not a hard batch."""
+NORM_SIGMAS = 6.0
+"""The same for the logarithm of a gradient's norm, whose tails are shorter."""
 LEAST_RISE = 0.25
 """And by how much a loss must rise above the median: of the median, and no less nats than that."""
 LEAST_FACTOR = 4.0
@@ -52,12 +54,12 @@ def anomaly(loss: float, grad_norm: float, recent: Recent) -> str | None:
     found = []
     losses = [value for value, _ in recent]
     usual, sigma = _usual(losses)
-    if loss - usual > max(SIGMAS * sigma, LEAST_RISE * max(1.0, usual)):
+    if loss - usual > max(LOSS_SIGMAS * sigma, LEAST_RISE * max(1.0, usual)):
         found.append(f"the loss is {loss:.4g}, and was {usual:.4g} (median of {len(recent)})")
     # A norm is compared by its logarithm; one of zero has none and is as small as any.
     norms = [math.log(max(value, 1e-30)) for _, value in recent]
     usual, sigma = _usual(norms)
-    if math.log(max(grad_norm, 1e-30)) - usual > max(SIGMAS * sigma, math.log(LEAST_FACTOR)):
+    if math.log(max(grad_norm, 1e-30)) - usual > max(NORM_SIGMAS * sigma, math.log(LEAST_FACTOR)):
         found.append(f"the gradient's norm is {grad_norm:.4g}, and was {math.exp(usual):.4g}"
                      f" (median of {len(recent)})")  # fmt: skip
     return "; ".join(found) or None
