@@ -27,13 +27,17 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def _make(name: str, *, seconds: int = 0, is_finished: bool = True) -> Path:
+def _make(
+    name: str, *, seconds: int = 0, is_finished: bool = True, has_weights: bool = True
+) -> Path:
     folder = new_run_folder(f"runs/{name}", "", "")
     write_config(folder, Config(model="tiny"), {})
     write_json(folder / "env.json", {})
     os.utime(folder / "env.json", (seconds, seconds))
-    if is_finished:
+    if has_weights:
         (folder / "adapter_model.safetensors").touch()
+    if is_finished:
+        (folder / "manifest.json").touch()
     return folder
 
 
@@ -87,10 +91,28 @@ def test_runs_are_listed_newest_first_and_found_by_path_or_name(tmp_path: Path) 
 
 def test_an_unfinished_run_is_never_the_newest_and_is_refused_by_name() -> None:
     _make("old", seconds=1)
-    _make("stopped", seconds=2000, is_finished=False)
+    _make("stopped", seconds=2000, is_finished=False, has_weights=False)
     assert newest_run().name == "old"
-    with pytest.raises(UsageError, match="did not finish"):
+    with pytest.raises(UsageError, match="no trained weights: it did not finish") as caught:
         open_run("stopped")
+    assert caught.value.fix == "duiti train --resume runs/stopped"
+
+
+@pytest.mark.parametrize(
+    ("is_finished", "has_weights"), [(False, True), (True, False), (False, False)]
+)
+def test_a_run_is_finished_by_weights_and_the_manifest_that_is_written_after_them(
+    is_finished: bool, has_weights: bool
+) -> None:
+    _make("whole", seconds=1)
+    _make("cut off", seconds=2000, is_finished=is_finished, has_weights=has_weights)
+    assert open_run("whole").is_finished
+    assert not Run(Path("runs/cut off")).is_finished
+    assert newest_run().name == "whole"
+    found = "weights, and no manifest.json" if has_weights else "no trained weights"
+    with pytest.raises(UsageError, match=found) as caught:
+        open_run("cut off")
+    assert caught.value.fix == "duiti train --resume 'runs/cut off'"  # as a shell takes it
 
 
 def test_a_name_that_is_no_run_is_answered_with_those_there_are() -> None:

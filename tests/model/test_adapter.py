@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,196 @@ def test_settings_that_are_not_plain_lora_are_refused_by_name(
     assert key in str(caught.value) or key == "peft_type"
 
 
+KNOWN = {field.name for field in dataclasses.fields(peft.LoraConfig)} - {"runtime_config"}
+ASIDE = {"task_type", "auto_mapping", "peft_version", "inference_mode", "megatron_core"}
+READ = {"peft_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora"}
+READ |= {"target_modules", "fan_in_fan_out", "bias", "init_lora_weights", "revision"}
+
+
+@pytest.mark.parametrize("key", sorted(KNOWN - ASIDE - READ - {"qalora_group_size"}))
+def test_whatever_else_pefts_settings_have_is_refused_by_name_when_set(
+    tmp_path: Path, key: str
+) -> None:
+    """All that this version of PEFT knows; 0 is a value, the first layer for one."""
+    for value in (True, 0, 3, "x", ["x"], {"x": 1}, [0]):
+        write_settings(tmp_path, **{key: value})
+        with pytest.raises(UsageError, match=f'"{key}" is not supported'):
+            read_adapter_config(tmp_path)
+
+
+def test_all_of_pefts_settings_at_rest_are_plain_lora(tmp_path: Path) -> None:
+    assert set(peft.LoraConfig().to_dict()) == KNOWN
+    write_settings(tmp_path)
+    found, _ = read_adapter_config(tmp_path)
+    assert (found.rank, found.alpha, found.dropout, found.rslora) == (8, 8, 0, False)
+
+
+@pytest.mark.parametrize("value", [None, False, "", [], {}])
+def test_a_setting_of_tomorrow_is_refused_unless_it_is_unset(tmp_path: Path, value: Any) -> None:
+    write_settings(tmp_path, use_tomorrow=value)
+    read_adapter_config(tmp_path)
+    write_settings(tmp_path, use_tomorrow=1)
+    with pytest.raises(UsageError, match='"use_tomorrow" is not supported'):
+        read_adapter_config(tmp_path)
+    write_settings(tmp_path, **{"\x1b[2J a name that is none": 1})
+    with pytest.raises(UsageError) as caught:
+        read_adapter_config(tmp_path)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("target_modules", r"(a+)+$", "is a pattern"),
+        ("target_modules", [], "no list of names"),
+        ("target_modules", ["q_proj", 3], "no list of names"),
+        ("revision", "refs/pr/1", "revision is not supported"),
+        ("init_lora_weights", ["pissa"], "init_lora_weights"),
+        ("init_lora_weights", "lora_ga", "init_lora_weights"),
+        ("bias", {"a": 1}, "bias"),
+    ],
+)
+def test_values_that_mean_more_are_refused(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    write_settings(tmp_path, **{key: value})
+    with pytest.raises(UsageError, match=said):
+        read_adapter_config(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_an_alpha_that_is_no_number_is_refused(tmp_path: Path, number: str) -> None:
+    write_settings(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text().replace('"lora_alpha": 8', f'"lora_alpha": {number}'))
+    with pytest.raises(UsageError):
+        read_adapter_config(tmp_path)
+
+
+def test_a_configuration_without_end_is_refused(tmp_path: Path) -> None:
+    write_settings(tmp_path, more=" " * 2**20)
+    with pytest.raises(UsageError, match="too long"):
+        read_adapter_config(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("[" * 10**5)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_adapter_config(tmp_path)
+
+
+def by_peft(folder: Path, to: Path, **settings: Any) -> nn.Module:
+    """An adapter that PEFT made and saved, with random numbers."""
+    settings = {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, **settings}
+    torch.manual_seed(3)
+    made = peft.get_peft_model(
+        base(folder), peft.LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **settings)
+    )
+    made.save_pretrained(to)
+    return made.eval()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT has doubts about some
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"lora_bias": True, "init_lora_weights": True},
+        {"bias": "lora_only"},
+        {"modules_to_save": ["lm_head"]},
+        {"rank_pattern": {"q_proj": 2}},
+        {"alpha_pattern": {"q_proj": 2}},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 0},
+        {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"target_modules": r".*\.layers\.1\..*q_proj"},
+        {"trainable_token_indices": [3]},
+        {"target_parameters": ["mlp.gate_proj.weight"]},
+        {"layer_replication": [[0, 1], [0, 2]]},
+    ],
+    ids=str,
+)
+def test_what_peft_makes_of_more_than_plain_lora_is_refused(
+    llama_dir: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    by_peft(llama_dir, tmp_path, **settings)
+    with pytest.raises(UsageError) as caught:
+        read_adapter_config(tmp_path)
+    assert next(iter(settings)) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT has doubts about it too
+@pytest.mark.parametrize("which", ["llama_dir", "qwen3_dir"])
+def test_an_adapter_on_the_embedding_is_refused(
+    request: pytest.FixtureRequest, tmp_path: Path, which: str
+) -> None:
+    folder = request.getfixturevalue(which)
+    by_peft(folder, tmp_path, target_modules=["q_proj", "embed_tokens"])
+    config, _ = read_adapter_config(tmp_path)
+    with pytest.raises(DuitiError, match="embed_tokens"):
+        load_adapter(base(folder), tmp_path, config)
+    # And where only the tensors are there, not the setting.
+    values = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({**values, "target_modules": ["q_proj"]})
+    )
+    config, _ = read_adapter_config(tmp_path)
+    with pytest.raises(DuitiError, match=r"embed_tokens\..* belongs nowhere"):
+        load_adapter(base(folder), tmp_path, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tensors_in_half_precision_are_widened_exactly(
+    llama_dir: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    theirs = by_peft(llama_dir, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({key: tensor.to(dtype) for key, tensor in load_file(path).items()}, path)
+    ours = base(llama_dir)
+    load_adapter(ours, tmp_path, read_adapter_config(tmp_path)[0])
+    stored = load_file(path)
+    for name, layer in lora_layers(ours).items():
+        for part in ("lora_A", "lora_B"):
+            found = getattr(layer, part)
+            assert found.dtype == torch.float32
+            key = f"base_model.model.{name}.{part}.weight"
+            assert torch.equal(found, stored[key].float())
+    theirs = peft.PeftModel.from_pretrained(base(llama_dir), tmp_path)
+    with torch.no_grad():  # PEFT widens them too
+        found, expected = ours(ids()).logits, theirs(ids()).logits
+    assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.float8_e4m3fn])
+def test_tensors_of_other_kinds_of_number_are_refused(
+    llama_dir: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    saved(llama_dir, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = sorted(tensors)[0]
+    save_file({**tensors, key: tensors[key].to(dtype)}, path)
+    with pytest.raises(DuitiError) as caught:
+        load_adapter(base(llama_dir), tmp_path, read_adapter_config(tmp_path)[0])
+    assert f"{key} holds {str(dtype).removeprefix('torch.')}" in caught.value.what
+
+
+def test_a_statement_about_the_layers_that_is_not_true_is_refused(
+    llama_dir: Path, tmp_path: Path
+) -> None:
+    edit(llama_dir, tmp_path, "fan_in_fan_out", True)
+    with pytest.raises(DuitiError, match="fan_in_fan_out is true"):
+        load_adapter(base(llama_dir), tmp_path, read_adapter_config(tmp_path)[0])
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+def test_pefts_adapter_on_gpt2s_layers_is_ours_too(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    torch.manual_seed(4)
+    shape = GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=2, n_head=4)
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path / "base")
+    theirs = by_peft(tmp_path / "base", tmp_path / "adapter", target_modules=["c_attn"])
+    ours = base(tmp_path / "base")
+    load_adapter(ours, tmp_path / "adapter", read_adapter_config(tmp_path / "adapter")[0])
+    assert_same(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("r", 0), ("r", "four"), ("lora_alpha", -1), ("r", None), ("lora_alpha", "")]
 )
@@ -282,6 +473,14 @@ def test_a_broken_configuration_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(UsageError):
         read_adapter_config(tmp_path)
+
+
+def write_settings(folder: Path, **more: Any) -> None:
+    """Settings as PEFT writes them."""
+    config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    config.save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
 
 
 def edit(folder: Path, to: Path, key: str, value: Any) -> None:
