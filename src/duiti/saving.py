@@ -6,7 +6,8 @@
         checkpoints.make(state)                          # makes one now, and waits for it
 
 A copy of the tensors is taken between two updates and written by another thread while training goes
-on; where memory has no room for a copy, training waits instead.
+on; where memory has no room for a copy, training waits instead. Checkpoints by time never take more
+than a fiftieth of it: where they are large, they are further apart than was asked, and it is said.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from duiti.identity import Identity
 from duiti.quantities import SaveEvery
 from duiti.training.available import available_memory, resident_bytes
 from duiti.training.keeper import CHECKPOINTS, save
-from duiti.training.log import Talk
+from duiti.training.log import Talk, clock
 from duiti.training.saver import Saver
 from duiti.training.state import (
     RunState,
@@ -39,6 +40,8 @@ from duiti.types import Json
 
 ROOM = 4
 """A copy is taken where so many would fit into the memory that is free."""
+MAX_SHARE = 0.02
+"""Of the time, for checkpoints that are made by time."""
 
 
 class Checkpoints:
@@ -76,6 +79,8 @@ class Checkpoints:
         self._every = SaveEvery.parse(config.save_every)
         self._last_step, self._last_s = start_step, time.monotonic()
         self._saved: Path | None = None
+        self._cost_s = 0.0
+        self._is_pace_said = False
         self._saver = Saver()
 
     def __enter__(self) -> Checkpoints:
@@ -98,39 +103,56 @@ class Checkpoints:
         step, now = state.progress.step, time.monotonic()
         never = self._every == SaveEvery()
         is_best = state.best is not None and state.best.step == step
-        if self._every.is_due(step, now, self._last_step, self._last_s) or (is_best and not never):
+        is_due = self._every.is_due(step, now, self._last_step, self._last_s)
+        if is_due and self._every.seconds is not None:
+            is_due = now - self._last_s >= self._cost_s / MAX_SHARE
+            self._say_pace(is_due=is_due)
+        if is_due or (is_best and not never):
             self._begin(state)
 
     def make(self, state: RunState) -> Path:
-        """Make a checkpoint now, unless there is one of this step; returns where it is.
+        """Make a checkpoint behind an update, unless there is one of it; returns where it is.
 
         Raises:
             DuitiError: it cannot be written.
         """
-        if self._saved is None or self._last_step != state.progress.step:
+        if self._last_step != state.progress.step:
             self._begin(state)
         self._saved = self._saver.finish() or self._saved
         assert self._saved is not None  # one was begun, if not now then before
         return self._saved
 
+    def _say_pace(self, *, is_due: bool) -> None:
+        if is_due or self._is_pace_said:
+            return
+        self._is_pace_said = True
+        apart = clock(self._cost_s / MAX_SHARE)
+        self._talk.say("save", f"a checkpoint takes {self._cost_s:.0f} s, so there is one every"
+                       f" {apart} at most: {MAX_SHARE:.0%} of the time")  # fmt: skip
+
     def _begin(self, state: RunState) -> None:
         self._saver.finish()
+        began_s = time.monotonic()
         has_room = self._has_room()
         tensors = snapshot(self._trained, self._optimizer, copy=has_room)
         step = state.progress.step
-        self._saver.submit(
-            partial(
-                save,
+        write = partial(_write, state, tensors)
+
+        def make() -> Path:
+            path = save(
                 self._folder,
                 step,
-                partial(_write, state, tensors),
+                write,
                 self._facts,
                 keep=self._config.keep,
                 protected=() if state.best is None else {state.best.step},
                 num_bytes=checkpoint_bytes(self._trained),
                 say=partial(self._talk.say, "save"),
             )
-        )
+            self._cost_s = time.monotonic() - began_s
+            return path
+
+        self._saver.submit(make)
         self._last_step, self._last_s = step, time.monotonic()
         if not has_room:
             self._saved = self._saver.finish()
