@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from duiti.errors import DuitiError
-from duiti.training.optim import RatePlan, default_learning_rate, learning_rate_at, make_optimizer
+from duiti.training.optim import (
+    CoolDown,
+    RatePlan,
+    cooled_down,
+    default_learning_rate,
+    learning_rate_at,
+    make_optimizer,
+)
 
 
 def rates(schedule: str, warmup: int, total: int) -> list[float]:
@@ -55,6 +63,66 @@ def test_no_rate_is_zero_or_above_the_peak_and_it_rises_then_falls(
     assert falling == sorted(falling, reverse=True)
     if warmup < total:
         assert max(found) == pytest.approx(8.0)
+
+
+def budgeted(schedule: str, *, warmup: int = 0, total: int = 100, budget_s: float = 60) -> RatePlan:
+    return RatePlan(peak=8.0, schedule=schedule, warmup_steps=warmup, total_steps=total,
+                    budget_s=budget_s)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "spent_s", "expected"),
+    [
+        ("linear", 1, 0, 8),
+        ("linear", 11, 3, 7.2),  # a tenth of the updates, a twentieth of the time
+        ("linear", 11, 30, 4),  # half of the time
+        ("linear", 100, 0, 0.08),  # fast: the updates are made before the time is over
+        ("linear", 2, 59.4, 0.08),  # slow
+        ("linear", 2, 61, 0),
+        ("cosine", 11, 30, 4),
+        ("cosine", 11, 60, 0),
+        ("constant", 11, 59, 8),
+    ],
+)
+def test_with_a_budget_the_schedule_is_as_far_as_updates_or_time(
+    schedule: str, step: int, spent_s: float, expected: float
+) -> None:
+    found = learning_rate_at(step, budgeted(schedule), spent_s=spent_s)
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_time_counts_in_the_warm_up_too() -> None:
+    plan = budgeted("linear", warmup=4)
+    assert learning_rate_at(2, plan, spent_s=0) == 4
+    assert learning_rate_at(2, plan, spent_s=30) == 2
+
+
+@given(
+    schedule=st.sampled_from(["linear", "cosine"]),
+    warmup=st.integers(0, 5),
+    total=st.integers(6, 60),
+    times=st.lists(st.floats(0, 100), min_size=6, max_size=6).map(sorted),
+)
+def test_with_a_budget_the_rate_is_never_above_that_without_and_never_rises_after_warm_up(
+    schedule: str, warmup: int, total: int, times: list[float]
+) -> None:
+    plan = budgeted(schedule, warmup=warmup, total=total)
+    steps = range(1, 7)
+    found = [learning_rate_at(n, plan, spent_s=t) for n, t in zip(steps, times, strict=True)]
+    without = rates(schedule, warmup, total)[:6]
+    assert all(0 <= rate <= other for rate, other in zip(found, without, strict=True))
+    assert found[warmup:] == sorted(found[warmup:], reverse=True)
+    assert [learning_rate_at(n, plan, spent_s=0.0) for n in steps] == without
+
+
+def test_a_cool_down_falls_linearly_from_where_the_rate_stands_and_ends_the_run() -> None:
+    plan = budgeted("cosine", warmup=2)
+    cooling = cooled_down(plan, CoolDown(start_step=40, num_steps=3, rate=6.0))
+    assert (cooling.total_steps, cooling.budget_s) == (43, None)
+    found = [learning_rate_at(step, cooling, spent_s=1e9) for step in range(41, 45)]
+    assert found == pytest.approx([4.5, 3.0, 1.5, 0.0])
+    plain = replace(plan, total_steps=43, budget_s=None)
+    assert learning_rate_at(40, cooling) == learning_rate_at(40, plain)
 
 
 def test_decay_is_on_matrices_only() -> None:

@@ -20,9 +20,21 @@ from duiti.data.batch import collate
 from duiti.errors import DuitiError
 from duiti.model.freeze import choose_trained
 from duiti.model.sft_model import SFTModel
-from duiti.training.optim import RatePlan, learning_rate_at, make_optimizer
-from duiti.training.step import StepPlan, train_step, train_steps
-from duiti.types import Example, Origin
+from duiti.training.optim import (
+    CoolDown,
+    RatePlan,
+    cooled_down,
+    learning_rate_at,
+    make_optimizer,
+)
+from duiti.training.step import (
+    StepMetrics,
+    StepPlan,
+    is_done,
+    train_step,
+    train_steps,
+)
+from duiti.types import Example, Origin, Progress
 
 LENGTHS = (4, 90, 13, 2)  # of very different lengths, and differently much of each is trained
 
@@ -369,3 +381,130 @@ def test_small_rates_move_what_is_trained_on_a_bfloat16_base(llama_dir: Path) ->
     for name, parameter in model.named_parameters():
         moved = (parameter != before[name]).float().mean()
         assert (moved > 0.9) == (name in found.parameters), name
+
+
+# A budget of time, on a clock that only updates (and the caller) move.
+
+
+class Clock:
+    def __init__(self, sft: SFTModel, update_s: float = 10.0) -> None:
+        self.now_s, self.update_s, self.calls = 12345.0, update_s, 0
+        sft.register_forward_pre_hook(self._pass)
+
+    def _pass(self, *_: object) -> None:
+        self.calls += 1
+        self.now_s += self.update_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def timed(*, budget_s: float | None, total: int = 1000) -> StepPlan:
+    rate = RatePlan(peak=1.0, schedule="linear", warmup_steps=0, total_steps=total,
+                    budget_s=budget_s)  # fmt: skip
+    return replace(plan(), rate=replace(rate, peak=1e-4))
+
+
+def clocked(folder: Path, update_s: float = 10.0) -> tuple[SFTModel, torch.optim.AdamW, Clock]:
+    _, sft, optimizer = trained(folder, Config(lora={"rank": 2}))
+    return sft, optimizer, Clock(sft, update_s)
+
+
+Found = list[tuple[StepMetrics, Progress]]
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "expected"), [(100.0, 10), (109.0, 10), (99.0, 9), (5.0, 1), (1e9, 12)]
+)
+def test_the_last_update_is_the_one_behind_which_another_would_not_fit(
+    llama_dir: Path, budget_s: float, expected: int
+) -> None:
+    sft, optimizer, clock = clocked(llama_dir)
+    steps = timed(budget_s=budget_s, total=12)
+    found: Found = list(train_steps(sft, optimizer, rows(), steps, clock=clock))
+    assert len(found) == expected
+    assert [is_done(progress, steps) for _, progress in found] == [False] * (expected - 1) + [True]
+    assert [progress.spent_s for _, progress in found] == [10.0 * n for n in range(1, expected + 1)]
+    # Annealed: the rate of the last update is that of one that has one more to go, or less.
+    total = min(12, budget_s / 10)
+    assert found[-1][0].lr <= 1e-4 * max(1.0, 1.999) / max(1.0, total)
+    lrs = [metrics.lr for metrics, _ in found]
+    assert lrs == sorted(lrs, reverse=True)
+    assert lrs == [
+        learning_rate_at(n, steps.rate, spent_s=10.0 * (n - 1)) for n in range(1, expected + 1)
+    ]
+
+
+def test_time_of_the_caller_and_of_earlier_sessions_counts(llama_dir: Path) -> None:
+    sft, optimizer, clock = clocked(llama_dir)
+    steps = timed(budget_s=200.0)
+    found: Found = []
+    progress = Progress()
+    for metrics, progress in train_steps(sft, optimizer, rows(), steps, clock=clock):
+        found.append((metrics, progress))
+        if progress.step == 3:
+            clock.now_s += 50.0  # validation
+        if progress.step == 6:
+            break  # a signal
+    assert progress.spent_s == 6 * 10 + 50
+    assert progress.typical_s == 10.0  # one long break is not typical
+    clock.now_s += 1e6  # until somebody goes on
+    going = train_steps(sft, optimizer, rows(), steps, start=progress, clock=clock)
+    found += list(going)
+    assert [metrics.step for metrics, _ in found] == list(range(1, 16))
+    assert found[-1][1].spent_s == 200.0
+    assert found[6][0].lr == 1e-4 * (1 - 110 / 200)
+    assert found[-1][0].lr == pytest.approx(1e-4 * 10 / 200)
+    assert list(train_steps(sft, optimizer, rows(), steps, start=found[-1][1], clock=clock)) == []
+
+
+def test_an_update_that_is_promised_is_made_even_if_the_caller_takes_all_the_time(
+    llama_dir: Path,
+) -> None:
+    sft, optimizer, clock = clocked(llama_dir)
+    steps = timed(budget_s=100.0)
+    found: Found = []
+    for item in train_steps(sft, optimizer, rows(), steps, clock=clock):
+        found.append(item)
+        clock.now_s += 500.0 if len(found) == 4 else 0.0
+    assert [is_done(progress, steps) for _, progress in found] == [False] * 4 + [True]
+    assert found[-1][0].lr == 0.0
+
+
+def test_a_clock_that_goes_back_gives_no_time_back(llama_dir: Path) -> None:
+    sft, optimizer, clock = clocked(llama_dir)
+    spent = []
+    for _, progress in train_steps(sft, optimizer, rows(), timed(budget_s=60.0), clock=clock):
+        spent.append(progress.spent_s)
+        clock.now_s -= 1000.0 if len(spent) == 2 else 0.0
+        assert len(spent) < 200
+        if len(spent) == 5:
+            break
+    assert spent == sorted(spent)
+
+
+def test_without_a_budget_no_clock_changes_anything(llama_dir: Path) -> None:
+    found = []
+    for update_s in (0.0, 1e6):
+        sft, optimizer, clock = clocked(llama_dir, update_s)
+        steps = timed(budget_s=None, total=3)
+        made = list(train_steps(sft, optimizer, rows(), steps, clock=clock))
+        found.append([(m.loss, m.grad_norm, m.lr, p) for m, p in made])
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
+
+
+def test_a_run_that_its_budget_ended_can_still_be_cooled_down(llama_dir: Path) -> None:
+    """Whether it was the time or a signal: the cool-down is so many updates, and then it ends."""
+    sft, optimizer, clock = clocked(llama_dir)
+    steps = timed(budget_s=100.0)
+    going = train_steps(sft, optimizer, rows(), steps, clock=clock)
+    metrics, progress = [next(going) for _ in range(4)][-1]
+    cool_down = CoolDown(start_step=4, num_steps=3, rate=metrics.lr)
+    steps = replace(steps, rate=cooled_down(steps.rate, cool_down))
+    clock.now_s += 1e6
+    found = list(train_steps(sft, optimizer, rows(), steps, start=progress, clock=clock))
+    assert [metrics.step for metrics, _ in found] == [5, 6, 7]
+    expected = [metrics.lr * share for share in (0.75, 0.5, 0.25)]
+    assert [metrics.lr for metrics, _ in found] == pytest.approx(expected)
+    assert is_done(found[-1][1], steps)
