@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from duiti.data.storage.store import ExampleStore
@@ -68,6 +67,9 @@ class Expected:
     """In which products are computed."""
     device: str
     is_quantized: bool
+    """Whether the base is in four bits."""
+    epsilon: float
+    """By how much of itself a number is rounded; that is what embeddings were moved by."""
     date: str
     """What a template that asks for the date got."""
 
@@ -112,6 +114,11 @@ def scored_part(example: Example, limit: int) -> Scored:
     return Scored(ids=example.input_ids[begin:end].tolist(), scored=(inside - begin).tolist())
 
 
+def scored_answer(prompt: list[int], answer: list[int]) -> Scored:
+    """An answer behind its prompt, where there is no row: that of a sample, for one."""
+    return Scored(ids=prompt + answer, scored=list(range(len(prompt), len(prompt + answer))))
+
+
 def expectations(
     model: PreTrainedModel,
     rows: Sequence[Scored],
@@ -131,6 +138,9 @@ def expectations(
     """
     plain = [{"ids": row.ids, "scored": row.scored} for row in rows]
     layers = lora_layers(model)
+    is_quantized = any(isinstance(module, NF4Linear) for module in model.modules())
+    # bitsandbytes' kernels for four bits round within, in float32 too.
+    epsilon = EPSILONS[torch.bfloat16 if is_quantized else dtype]
     device = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     rounded = []
@@ -139,7 +149,7 @@ def expectations(
         with _computing_in(dtype, device):
             logprobs = token_logprobs(model, plain)
             for seed in SEEDS:
-                with embeddings_moved(model, EPSILONS[dtype], seed):
+                with embeddings_moved(model, epsilon, seed):
                     rounded.append(token_logprobs(model, plain))
             with adapters_off(model):
                 base = token_logprobs(model, plain) if layers else None
@@ -157,7 +167,8 @@ def expectations(
         scale=next((layer.scale for layer in layers.values()), None),
         dtype=dtype,
         device=str(device),
-        is_quantized=_is_quantized(model),
+        is_quantized=is_quantized,
+        epsilon=epsilon,
         date=date,
     )
 
@@ -174,7 +185,3 @@ def _hashes(layers: Mapping[str, LoRALinear]) -> dict[str, str]:
         for part, tensor in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
             found[f"{PREFIX}{name}.{part}.weight"] = tensor_hash(tensor)
     return found
-
-
-def _is_quantized(model: nn.Module) -> bool:
-    return any(isinstance(module, NF4Linear) for module in model.modules())

@@ -153,10 +153,19 @@ def _read_full(request: Mapping[str, Any], stage: list[str]) -> dict[str, Any]:
 
 
 def _read_adapter(request: Mapping[str, Any], stage: list[str]) -> dict[str, Any]:
-    stage[0] = "base"
-    model = _load(request, request["base"])
     rows, folder = request["rows"], Path(request["folder"])
-    base = token_logprobs(model, rows)
+    stage[0] = "base"
+    not_quantized = ""
+    if request["is_quantized"]:
+        try:
+            model = _load_in_four_bits(request, request["base"])
+            base = token_logprobs(model, rows)
+        except Exception as error:  # it, bitsandbytes or accelerate cannot, with this model or here
+            lines = str(error).strip().splitlines() or [""]
+            not_quantized = f"{type(error).__name__}: {lines[0][:200]}"
+    if not request["is_quantized"] or not_quantized:
+        model = _load(request, request["base"])
+        base = token_logprobs(model, rows)
     stage[0] = "adapter"
     hashes = {name: tensor_hash(t) for name, t in load_file(folder / ADAPTER_WEIGHTS).items()}
     by, adapted, scales, merge = _adapt(model, request)
@@ -172,32 +181,35 @@ def _read_adapter(request: Mapping[str, Any], stage: list[str]) -> dict[str, Any
         "merged": merged,
         "scales": scales,
         "hashes": hashes,
+        "not_quantized": not_quantized,
     }
 
 
-def _load(request: Mapping[str, Any], where: str) -> nn.Module:
-    """A plain model; its linear layers in four bits where they were in training."""
-    dtype = getattr(torch, request["dtype"])
-    more: dict[str, Any] = {"dtype": dtype}
-    if request["is_quantized"]:
-        # In four bits from the numbers of the files, as in training.
-        more = {"dtype": "auto", "device_map": {"": request["device"]}}
-        more["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+def _load(request: Mapping[str, Any], where: str, **more: Any) -> nn.Module:
+    """A plain model, in the dtype of the run."""
     model: nn.Module = AutoModelForCausalLM.from_pretrained(
         where,
         trust_remote_code=request["trust_remote_code"],
         local_files_only=True,
         use_safetensors=True,
-        **more,
+        **{"dtype": getattr(torch, request["dtype"]), **more},
     )
-    if not request["is_quantized"]:
+    if not more:
         nn.Module.to(model, request["device"])
     return model.eval()
+
+
+def _load_in_four_bits(request: Mapping[str, Any], where: str) -> nn.Module:
+    """The same with linear layers in four bits, as transformers makes them: of the files' numbers,
+    as in training."""
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, request["dtype"]),
+    )
+    device_map = {"": request["device"]}
+    return _load(request, where, dtype="auto", device_map=device_map, quantization_config=config)
 
 
 def _rounded(model: nn.Module, request: Mapping[str, Any]) -> list[list[list[float]]]:

@@ -11,8 +11,11 @@ transformers and PEFT, and no network. It holds the weights once, so free yours 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -27,7 +30,7 @@ import torch
 
 from duiti.errors import DuitiError
 from duiti.proof import plain_reader
-from duiti.proof.expected import EPSILONS, SEEDS, Expected
+from duiti.proof.expected import SEEDS, Expected
 from duiti.proof.verdict import Proof, judge
 from duiti.run import write_json
 
@@ -102,7 +105,7 @@ def make_request(
         "rows": [asdict(row) for row in expected.rows],
         "chats": [{"messages": chat.messages, "tools": chat.tools} for chat in expected.chats],
         "date": expected.date,
-        "rounding": {"epsilon": EPSILONS[expected.dtype], "seeds": SEEDS},
+        "rounding": {"epsilon": expected.epsilon, "seeds": SEEDS},
         "with_peft": with_peft,
         "trust_remote_code": trust_remote_code,
     }
@@ -110,8 +113,7 @@ def make_request(
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
     """Run the fresh process. Its files hold rows, so nobody else may read them, nor for long."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what this process has freed and not given back
+    _give_memory_back()
     with tempfile.TemporaryDirectory(prefix="duiti-proof-") as where:
         asked, answered = Path(where) / "request.json", Path(where) / "answer.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
@@ -140,6 +142,15 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
             return {"failed": "process", "kind": "", "reason": how}
         answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
         return answer
+
+
+def _give_memory_back() -> None:
+    """What this process has freed and kept: the fresh one needs room for the weights."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _environment() -> dict[str, str]:

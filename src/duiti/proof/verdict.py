@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from duiti.errors import shown_name
-from duiti.proof.expected import Expected, Logprobs
+from duiti.proof.expected import EPSILONS, Expected, Logprobs
 
 MARGIN = 3.0
 """Times what rounding the embeddings otherwise does."""
@@ -67,6 +67,9 @@ class Proof:
     num_row_chats: int
     """Those of them that are rows of the run."""
     stops: tuple[int, ...]
+    other_base: str
+    """Why the base could not be opened in four bits, as it was trained on, but whole: then the
+    distances are told, not judged. Empty: the base is that of training."""
     seconds: float
     """Of the fresh process, from its start to its end."""
 
@@ -75,19 +78,31 @@ class Proof:
         kind = "adapter" if self.is_adapter else "model"
         if self.problems:
             return f"the saved {kind} is not proven: {'; '.join(self.problems)}"
-        merged = "" if self.merged is None else f"; merged: {self.merged.largest:.1e}"
-        changes = ""
-        if self.change is not None:
-            who = "it" if self.is_adapter else "training"
-            changes = f"; {who} changes them by {self.change.mean:.2g} nats on average"
-            if self.change.is_within(self.rounding, margin=1):
-                changes += f", no more than {self.dtype} rounds away"
-        return (
-            f"the saved {kind}, opened by {self.opened_by} in a fresh process, gives the same"
-            f" log-probabilities (largest difference {self.saved.largest:.1e} nats over"
-            f" {self.num_tokens} tokens{merged}){changes}; prompts of {self.num_chats}"
-            f" conversations and stop tokens are those of training ({self.seconds:.0f} s)"
+        begin = f"the saved {kind}, opened by {self.opened_by} in a fresh process,"
+        end = (
+            f"prompts of {self.num_chats} conversations and stop tokens are those of training"
+            f" ({self.seconds:.0f} s)"
         )
+        if self.other_base:
+            return (
+                f"{begin} has the tensors and the scale that were trained; its base in four bits"
+                f" cannot be opened there ({self.other_base}), and on the whole base"
+                f" log-probabilities are {self.saved.mean:.2g} nats away on average; {end}"
+            )
+        merged = "" if self.merged is None else f"; merged: {self.merged.largest:.1e}"
+        return (
+            f"{begin} gives the same log-probabilities (largest difference"
+            f" {self.saved.largest:.1e} nats over {self.num_tokens} tokens{merged});"
+            f" {self._changes()}{end}"
+        )
+
+    def _changes(self) -> str:
+        if self.change is None:
+            return ""
+        who = "it" if self.is_adapter else "training"
+        is_hidden = self.change.is_within(self.rounding, margin=1)
+        hidden = ", which is no more than rounding does" if is_hidden else ""
+        return f"{who} changes them by {self.change.mean:.2g} nats on average{hidden}; "
 
     def as_dict(self) -> dict[str, object]:
         """The machine-readable form (`proof.json`)."""
@@ -112,10 +127,11 @@ def judge(expected: Expected, found: Mapping[str, Any], *, seconds: float) -> Pr
         num_chats=len(expected.chats),
         num_row_chats=sum(chat.is_row for chat in expected.chats),
         stops=tuple(sorted(expected.stops)),
+        other_base=found.get("not_quantized", ""),
         seconds=seconds,
     )
     problems = (
-        *_wrong_numbers(proof, expected, found),
+        *(() if proof.other_base else _wrong_numbers(proof, expected, found)),
         *_wrong_files(expected, found),
         *_wrong_prompts(expected, found),
         *_wrong_stops(expected, found),
@@ -136,7 +152,7 @@ def _wrong_numbers(proof: Proof, expected: Expected, found: Mapping[str, Any]) -
         if not trained.is_within(rounding, 1):
             what = f"the saved {kind} changes nothing"
             yield f"{what}: {did}, and training had moved them by {trained.mean:.1e}"
-        elif expected.dtype == torch.float32:
+        elif expected.epsilon == EPSILONS[torch.float32]:
             # In half precision, a short training may be less than can be told.
             yield f"training changed nothing: {did}, as rounding does"
     if not proof.saved.is_within(rounding):
