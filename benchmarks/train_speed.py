@@ -46,13 +46,11 @@ from benchmarks.speed.measure import Checked, measure
 from benchmarks.speed.run import Unequal, peer_versions
 from benchmarks.speed.scenarios import QUICK, SCENARIOS, RowKind, Scenario, quick
 from benchmarks.speed.start import ROOT, Bench
-from benchmarks.speed.table import summary, verdicts, write_pages
+from benchmarks.speed.table import QUIET, summary, verdicts, write_pages
 from benchmarks.speed.watch import Failed
 
 RESULTS = ROOT / "benchmarks" / "results" / "train_speed.json"
 QUICK_RESULTS = ROOT / "build" / "train_speed_quick.json"
-QUIET = 0.05
-"""Share of the machine that other processes may take before a run is called disturbed."""
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ Language = Literal["en", "zh"]
 Entry = Mapping[str, Any]
 
 ROOT = Path(__file__).parents[2]
+QUIET = 0.05
+"""Share of the machine that other processes may take before a run is called disturbed."""
 READMES: dict[str, Language] = {"README.md": "en", "README.zh-CN.md": "zh"}
 DETAILS = "docs/performance.md"
 BEGIN, END = "<!-- speed: made by benchmarks/train_speed.py -->", "<!-- /speed -->"
@@ -172,13 +174,21 @@ def _machine(results: Mapping[str, Any], language: Language) -> str:
     sources = {entry["source"] for entry in results["scenarios"].values()}
     parts = (machine["processor"], machine["cores"], versions["torch"], versions["trl"])
     rows = ", ".join(sorted(sources))
+    text = "{}，{} 核；torch {}，TRL {} + PEFT {}。数据：{}。" if language == "zh" else (
+        "{}, {} cores; torch {}, TRL {} + PEFT {}. Rows: {}."
+    )  # fmt: skip
+    return text.format(*parts, versions["peft"], rows) + _busy(results, language)
+
+
+def _busy(results: Mapping[str, Any], language: Language) -> str:
+    """What the reader has to know of a machine that did something else beside."""
+    shares = [entry["others_share"] or 0.0 for entry in results["scenarios"].values()]
+    if max(shares) <= QUIET:
+        return ""
+    share = f"{max(shares):.0%}"
     if language == "zh":
-        return "{}，{} 核；torch {}，TRL {} + PEFT {}。数据：{}。".format(
-            *parts, versions["peft"], rows
-        )
-    return "{}, {} cores; torch {}, TRL {} + PEFT {}. Rows: {}.".format(
-        *parts, versions["peft"], rows
-    )
+        return f"测量时其他进程最多占用了机器的 {share}，时间只是大概。"
+    return f" Other processes took up to {share} of the machine meanwhile: times are rough."
 
 
 def _threads(entry: Entry) -> str:

@@ -203,3 +203,10 @@ def test_the_share_of_others_is_a_share() -> None:
     share = others_since(began)
     assert (share is None) == (began is None)
     assert share is None or share >= 0.0
+
+
+def test_a_machine_that_did_something_else_is_told_of() -> None:
+    quiet, busy = results(tiny=entry()), results(tiny=entry(others_share=0.21))
+    assert "Other processes" not in table(quiet, "en")
+    assert "Other processes took up to 21% of the machine" in table(busy, "en")
+    assert "21%" in table(busy, "zh")
