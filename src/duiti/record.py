@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -178,8 +179,8 @@ def write_end(folder: Path, config: Config, material: Material, state: RunState)
         *results,
         "",
         "```sh",
-        f"duiti chat {folder}",
-        f"duiti export merged {folder} -o {folder.name}-merged",
+        shlex.join(["duiti", "chat", str(folder)]),
+        shlex.join(["duiti", "export", "merged", str(folder), "-o", f"{folder.name}-merged"]),
         "```",
         "",
         "Every setting, with the reason where it was chosen: `config.yaml`. Every update:"

@@ -12,6 +12,7 @@ names the key.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,11 +154,12 @@ def find_stopped(place: Place) -> Stopped:
             identity=identity,
             skipped=tuple(skipped),
         )
+    file = place.run.path / CONFIG_FILE
     listed = [f"{each.path.name}: {each.problem}" for each in skipped]
     raise DuitiError(
         f"{place.run.path}: there is no checkpoint to go on from",
         why="; ".join(listed) or "the run was stopped before the first one",
-        fix=f"begin again: duiti train -c {place.run.path / CONFIG_FILE} -o ANOTHER",
+        fix=f"begin again: {shlex.join(['duiti', 'train', '-c', str(file), '-o', 'ANOTHER'])}",
     )
 
 

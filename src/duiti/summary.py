@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from signal import Signals
@@ -204,4 +205,4 @@ def say_end(folder: Path, state: RunState, seconds: float, talk: Talk) -> None:
     peak = gigabytes(state.last.peak_memory_bytes)
     talk.say("done", f"{text} · {clock(seconds)} · peak memory {peak}")
     talk.say("saved", str(folder))
-    talk.say("next", f"duiti chat {folder}")
+    talk.say("next", shlex.join(["duiti", "chat", str(folder)]))
