@@ -169,7 +169,8 @@ class Config(_Section):
     schedule: Schedule = "cosine"
     """Decay to zero after warm-up, or `constant`."""
     warmup_steps: Auto | Annotated[int, Field(ge=0)] = "auto"
-    """Updates of linear warm-up. `auto`: 3 % of the run, between 1 and 100."""
+    """Updates of linear warm-up. `auto`: 3 % of the run, between 1 and 100. With a budget, at most
+    3 % of its time."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay, on matrices only."""
     max_grad_norm: float = Field(default=1.0, ge=0)

@@ -18,6 +18,10 @@ from duiti.errors import DuitiError
 from duiti.training.out_of_memory import is_out_of_memory
 
 
+WARMUP_SHARE = 0.03
+"""Of the time of a budget, after which warm-up is over: how many updates that is nobody knows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoolDown:
     """A short end for a run that stops before its plan does."""
@@ -49,22 +53,25 @@ def learning_rate_at(step: int, plan: RatePlan, *, spent_s: float = 0.0) -> floa
 
     Decays aim at zero one update *after* the last, so that no update is wasted on a rate of zero.
     With a budget, the schedule is as far as the updates are or as the time is, whichever is
-    further: it ends near zero where either of them does. ("constant" stays constant.)
+    further: it ends near zero where either of them does ("constant" stays constant), and
+    warm-up is over after its updates or after its share of the time, whichever comes first.
 
     Args:
         spent_s: time spent on training before this update.
     """
     if plan.cool_down is not None and step > plan.cool_down.start_step:
         return _cooling(step, plan.cool_down)
-    warm = plan.peak * step / plan.warmup_steps if step <= plan.warmup_steps else plan.peak
+    warm = step / plan.warmup_steps if step <= plan.warmup_steps else 1.0
+    if plan.budget_s is not None:
+        warm = min(1.0, max(warm, spent_s / (WARMUP_SHARE * plan.budget_s)))
     if plan.schedule == "constant":
-        return warm
+        return plan.peak * warm
     done = (step - 1 - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps)
     if plan.budget_s is not None:
         done = max(done, spent_s / plan.budget_s)
     done = min(1.0, max(0.0, done))
     factor = 1 - done if plan.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return warm * factor
+    return plan.peak * warm * factor
 
 
 def cooled_down(plan: RatePlan, cool_down: CoolDown) -> RatePlan:

@@ -245,8 +245,9 @@ def _bad_numbers(
 
     alone = bad_rows(sft, parameters, rows, reseed=reseed)
     said = f"the loss is {metrics.loss}, the gradient's norm {metrics.grad_norm}"
-    if alone:
-        said += f"; bad even alone: {', '.join(origins_of(alone))}"
+    if alone:  # where it is every row, it is rather the weights
+        each = "each of its rows" if len(alone) == len(rows) > 1 else ", ".join(origins_of(alone))
+        said += f"; bad even alone: {each}"
     return BadNumbers(replace(metrics, skipped=True, anomaly=said, rows=origins_of(rows)))
 
 
