@@ -17,7 +17,6 @@ from duiti.config import Method, Schedule
 from duiti.errors import DuitiError
 from duiti.training.out_of_memory import is_out_of_memory
 
-
 WARMUP_SHARE = 0.03
 """Of the time of a budget, after which warm-up is over: how many updates that is nobody knows."""
 
