@@ -67,7 +67,8 @@ class Done:
 
     @property
     def brief(self) -> str:
-        return self.text.strip()[-700:]
+        text = self.text.strip()
+        return text if len(text) < 1500 else f"{text[:500]} […] {text[-900:]}"
 
 
 class World:
@@ -165,8 +166,11 @@ class Place:
 
     def steps(self) -> list[int]:
         """Of the checkpoints whose every byte is what was written."""
-        found = [path for path in self.checkpoints() if is_whole(path)]
-        return sorted({int(path.name.split("-")[1]) for path in found})
+        named = [
+            re.fullmatch(r"step-([0-9]{6})(-[0-9]+)?", path.name) for path in self.checkpoints()
+        ]
+        whole = [name for name in named if name and is_whole(self.run / "checkpoints" / name[0])]
+        return sorted({int(name[1]) for name in whole})
 
     def checkpoints(self) -> list[Path]:
         """All that lies there, sorted by name."""
@@ -212,8 +216,8 @@ class Place:
         left = [path.name for path in found.rglob("*.tmp-*")]
         must(not left, f"left behind: {left}")
         must(is_whole(found), "the finished run's manifest does not hold")
-        valid = [path for path in (found / "checkpoints").glob("step-*") if is_whole(path)]
-        must(1 <= len(valid) <= 2, f"{len(valid)} valid checkpoints are kept")
+        kept = Place(self.world, found.parent.parent).steps() if run == RUN else [15, 18]
+        must(kept == [15, 18], f"checkpoints of {kept} are kept")
         return "same bytes"
 
 
@@ -250,9 +254,13 @@ def metrics(run: Path) -> list[dict[str, object]]:
 def is_whole(folder: Path) -> bool:
     """Whether all that its manifest lists is there, with these sizes and hashes."""
     try:
-        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+        values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        seal, files = values.pop("sha256"), values["files"]
         contents = {name: (folder / name).read_bytes() for name in files}
     except (OSError, ValueError, KeyError):
+        return False
+    text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+    if hashlib.sha256(text.encode()).hexdigest() != seal:
         return False
     return bool(files) and all(
         (len(contents[name]), hashlib.sha256(contents[name]).hexdigest())
