@@ -4,6 +4,7 @@ stopped. Every part of it is made anew in between: model, adapters, optimizer.""
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from duiti.config import Config
 from duiti.data.batch import epoch_updates
 from duiti.model.freeze import choose_trained
 from duiti.model.sft_model import SFTModel
+from duiti.training.log import RunLog, Talk
 from duiti.training.optim import RatePlan, make_optimizer
 from duiti.training.state import (
     RunState,
@@ -121,6 +123,51 @@ def test_stopped_behind_any_update_the_run_is_the_undisturbed_one(
         assert found == expected[stop:]
         assert_same(resumed.tensors(), undisturbed.tensors())
         assert after.progress == end.progress
+
+
+def test_metrics_on_disk_are_those_of_the_undisturbed_run_but_for_the_time_they_took(
+    tmp_path: Path,
+) -> None:
+    """The process dies two updates behind its last checkpoint, in the middle of a line."""
+
+    def log(folder: Path, training: Training, state: RunState, until: int) -> RunState:
+        talk = Talk(quiet=True)
+        with RunLog(folder, talk, total_steps=STEPS, start=state.progress) as lines:
+            for metrics, progress in train_steps(
+                training.sft, training.optimizer, ROWS, plan(), start=state.progress
+            ):
+                lines.step(metrics)
+                state = state.after(metrics, progress)
+                if progress.step == until:
+                    break
+        return state
+
+    for name in ("whole", "again", "stopped", "checkpoint"):
+        (tmp_path / name).mkdir()
+    beginning = RunState(micro_batch_tokens=60)
+    for name in ("whole", "again"):
+        log(tmp_path / name, start(METHODS["lora"]), beginning, STEPS)
+    training = start(METHODS["lora"])
+    state = log(tmp_path / "stopped", training, beginning, 4)
+    write_state(tmp_path / "checkpoint", state, snapshot(training.trained, training.optimizer))
+    log(tmp_path / "stopped", training, state, 6)
+    with (tmp_path / "stopped" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    training = start(METHODS["lora"])
+    state = training.load(tmp_path / "checkpoint")
+    log(tmp_path / "stopped", training, state, STEPS)
+
+    def text(name: str) -> str:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        found = [
+            {key: value for key, value in json.loads(line).items() if key not in TIMED}
+            for line in lines
+        ]
+        return json.dumps(found)
+
+    assert text("whole").count('"step"') == STEPS
+    assert text("again") == text("whole")
+    assert text("stopped") == text("whole")
 
 
 def test_what_is_not_loaded_would_show(tmp_path: Path) -> None:
