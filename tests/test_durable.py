@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,35 @@ def test_two_threads_do_not_write_one_path_at_once(tmp_path: Path) -> None:
     ):
         raise AssertionError
     assert _names(tmp_path) == ["made"]
+
+
+def test_what_is_written_is_on_the_disk_before_its_name_and_the_name_before_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which only a loss of power would show: the calls are looked at, by the files' numbers."""
+    calls: list[int | str] = []
+    sync = os.fsync
+
+    def noted_sync(descriptor: int) -> None:
+        calls.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def noted(name: str, call: Callable[[Path, Path], None]) -> Callable[[Path, Path], None]:
+        return lambda source, target: (calls.append(name), call(source, target))[1]
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "rename", noted("rename", os.rename))
+    monkeypatch.setattr(os, "replace", noted("replace", os.replace))
+    parent = tmp_path.stat().st_ino
+    write_file(tmp_path / "file", "a")
+    assert calls == [(tmp_path / "file").stat().st_ino, "replace", parent]
+    calls.clear()
+    _filled(tmp_path / "made")
+    inner = [tmp_path / "made" / name for name in ("inner/file", "inner", "")]
+    assert calls == [*(path.stat().st_ino for path in inner), "rename", parent]
+    calls.clear()
+    make_folder(tmp_path / "a" / "b")
+    assert calls == [parent, (tmp_path / "a").stat().st_ino]
 
 
 # --- Killed ---------------------------------------------------------------------------------------

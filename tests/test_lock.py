@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -90,18 +92,51 @@ def test_an_error_lets_it_go(tmp_path: Path) -> None:
 
 def test_a_child_that_was_forked_meanwhile_does_not_keep_it(tmp_path: Path) -> None:
     reader, writer = os.pipe()
-    with held(tmp_path):
-        child = os.fork()
+    (tmp_path / "run").mkdir()
+    with ExitStack() as stack:
+        lock = ExitStack()
+        lock.enter_context(held(tmp_path / "run"))
+        with warnings.catch_warnings():  # newer Pythons warn where there are other threads
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
         if not child:
             os.close(writer)
             os.read(reader, 1)  # until the parent closes its end
             os._exit(0)
+        # Without its name the file would be of no account, whoever has it locked.
+        stack.enter_context(read_only(tmp_path / "run"))
+        lock.close()
     try:
-        _take(tmp_path)
+        assert os.listdir(tmp_path / "run") == [LOCK_FILE], "which could not be removed"
+        _take(tmp_path / "run")
     finally:
         os.close(writer)
         os.waitpid(child, 0)
         os.close(reader)
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the one who held it: two could hold locks then, each on a file of its own."""
+    really_open, times = os.open, 0
+
+    def open_and_lose(path: Path, flags: int, mode: int = 0o777) -> int:
+        nonlocal times
+        descriptor = really_open(path, flags, mode)
+        times += 1
+        if times < 3:
+            path.unlink()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_lose)
+    with held(tmp_path):
+        assert os.listdir(tmp_path) == [LOCK_FILE]
+        with pytest.raises(UsageError, match="this very process"):
+            _take(tmp_path)
+    times = -(10**6)
+    with pytest.raises(DuitiError, match="its file system knows no locks"):
+        _take(tmp_path)  # it does not try for ever
 
 
 @pytest.mark.parametrize("content", [b"", b"\x1b[2J 1\n", b"12 host; rm -rf\n", b"\xff" * 10_000])

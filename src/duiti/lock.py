@@ -24,6 +24,7 @@ from duiti.errors import DuitiError, UsageError
 LOCK_FILE = "run.lock"
 
 _HOLDER = re.compile(rb"([0-9]{1,19}) ([\w.-]{1,255})\n")
+_MAX_TRIES = 100
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 
 
@@ -63,7 +64,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    while True:
+    for _ in range(_MAX_TRIES):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             try:
@@ -78,6 +79,7 @@ def _acquire(path: Path) -> int:
             raise
         # The one who held it has removed it: a lock on a file without a name keeps nobody out.
         os.close(descriptor)
+    raise OSError(errno.ENOLCK, f"the lock is another file each of {_MAX_TRIES} times")
 
 
 def _refusal(path: Path, descriptor: int) -> UsageError:
