@@ -321,12 +321,11 @@ def test_an_alpha_that_is_no_number_is_refused(tmp_path: Path, number: str) -> N
 
 
 def test_a_configuration_without_end_is_refused(tmp_path: Path) -> None:
-    write_settings(tmp_path, more=" " * 2**20)
-    with pytest.raises(UsageError, match="too long"):
-        read_adapter_config(tmp_path)
-    (tmp_path / "adapter_config.json").write_text("[" * 10**5)
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_adapter_config(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    for text in (" " * 2**24 + "{}", "[" * 10**5, '{"a":' * 10**5):
+        path.write_text(text)
+        with pytest.raises(UsageError, match="cannot be loaded"):
+            read_adapter_config(tmp_path)
 
 
 def by_peft(folder: Path, to: Path, **settings: Any) -> nn.Module:

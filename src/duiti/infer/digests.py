@@ -10,7 +10,6 @@ size and times, so that a chat with a large model does not begin with seconds of
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -26,14 +25,14 @@ from duiti.data.storage.fingerprint import file_digest
 from duiti.data.templates.template import Template
 from duiti.durable import write_file
 from duiti.errors import DuitiError, UsageError
+from duiti.model.json_files import read_json
 from duiti.model.load import ModelSource
+from duiti.model.weight_files import weight_files
 from duiti.types import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SETTLED_S = 2.0
 """A file that was written a moment ago may be written again without a change of its times (they
 are as fine as the file system's clock), so what it hashes to is not remembered yet."""
@@ -69,13 +68,12 @@ def base_digest(source: ModelSource) -> BaseDigest:
         UsageError: there are no such files, or they cannot be read.
         DuitiError: one of them changed while it was read.
     """
-    config_path = _local(source, "config.json")
-    if config_path is None:
-        raise UsageError(f"{source.name}: its config.json is not here")
-    config = _read_json(config_path)
-    files = _weight_files(source, config)
-    named: dict[str, Json] = {name: _remembered_digest(path) for name, path in files.items()}
-    kept = {key: value for key, value in config.items() if key not in _NO_MATTER}
+    folder = _folder(source)
+    config = read_json(folder, "config.json", source.name) or {}
+    named: dict[str, Json] = {
+        path.name: _remembered_digest(path) for path in weight_files(folder, source.name)
+    }
+    kept: dict[str, Json] = {key: value for key, value in config.items() if key not in _NO_MATTER}
     return BaseDigest(weights=_sha256(canonical(named)), config=_sha256(canonical(kept)))
 
 
@@ -96,47 +94,14 @@ def template_digest(template: Template) -> str:
     return _sha256(canonical({"source": template.source, "stop": template.stop}))
 
 
-def _weight_files(source: ModelSource, config: dict[str, Json]) -> dict[str, Path]:
-    """The files that transformers loads, by name, in name order."""
-    named = config.get("transformers_weights")  # a config may name them
-    for name in [named] if isinstance(named, str) else [WEIGHTS, INDEX]:
-        path = _local(source, name)
-        if path is None:
-            continue
-        if not name.endswith(".index.json"):
-            return {name: path}
-        parts = _read_json(path).get("weight_map")
-        shards = sorted({str(part) for part in parts.values()}) if isinstance(parts, dict) else []
-        found = {shard: _local(source, shard) for shard in shards}
-        missing = [shard for shard, place in found.items() if place is None]
-        if missing or not shards:
-            what = f"{missing[0]} is not here" if missing else f"{name} names no files"
-            raise UsageError(f"{source.name}: {what}", fix="fetch the model's files again")
-        return {shard: place for shard, place in found.items() if place is not None}
-    raise UsageError(
-        f"{source.name}: there is no {WEIGHTS}, nor {INDEX}",
-        why="a run is only as sure as the weights that it can name",
-        fix="save the model as safetensors, with save_pretrained",
-    )
-
-
-def _local(source: ModelSource, name: str) -> Path | None:
-    """A file of the model, if it is here."""
+def _folder(source: ModelSource) -> Path:
+    """Where the model's files lie on this machine."""
     if source.is_local:
-        path = Path(source.location) / name
-        return path if path.is_file() else None
-    found = try_to_load_from_cache(source.location, name)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _read_json(path: Path) -> dict[str, Json]:
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: holds no JSON object")
-    return values
+        return Path(source.location)
+    found = try_to_load_from_cache(source.location, "config.json")
+    if not isinstance(found, str):
+        raise UsageError(f"{source.name}: it is not on this machine")
+    return Path(found).parent
 
 
 def _remembered_digest(path: Path) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -23,13 +22,12 @@ from transformers import PreTrainedModel
 
 from duiti.config import LoraConfig, explain
 from duiti.errors import DuitiError, UsageError, shown_name
+from duiti.model.json_files import Value, read_json
 from duiti.model.linear import LINEAR_KINDS, is_transposed
 from duiti.model.lora import LoRALinear, add_lora, find_targets, lora_layers
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_MAX_BYTES = 2**20
-"""Of a configuration; PEFT's have some thousand."""
 _PREFIX = "base_model.model."
 _WHY = "duiti loads plain LoRA adapters: W x + s B A x, and nothing else"
 
@@ -88,7 +86,7 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, str]:
         UsageError: it is not a plain LoRA adapter.
     """
     path = folder / CONFIG_FILE
-    values = _read_values(path)
+    values = _read_values(folder)
     problem = _unsupported(values)
     if problem:
         raise UsageError(f"{path}: {problem}", why=_WHY)
@@ -100,7 +98,7 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, str]:
                 "alpha": values.get("lora_alpha"),
                 "dropout": values.get("lora_dropout", 0.0),
                 "rslora": values.get("use_rslora", False),
-                "target_modules": targets if targets == "all-linear" else tuple(targets),
+                "target_modules": tuple(targets) if isinstance(targets, list) else targets,
             }
         )
     except ValidationError as error:
@@ -122,7 +120,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, config: LoraConfig) -> No
     except (OSError, SafetensorError) as error:
         raise DuitiError(f"{path}: cannot be read ({error})") from None
     layers = add_lora(model, find_targets(model, config.target_modules), config, seed=0)
-    _check_orientation(folder / CONFIG_FILE, layers)
+    _check_orientation(folder, layers)
     expected: dict[str, Tensor] = {}
     for name, layer in layers.items():
         expected[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_A
@@ -153,13 +151,13 @@ def _check(path: Path, stored: dict[str, Tensor], expected: dict[str, Tensor]) -
             raise DuitiError(f"{path}: {key} holds numbers that are not finite")
 
 
-def _check_orientation(path: Path, layers: dict[str, LoRALinear]) -> None:
+def _check_orientation(folder: Path, layers: dict[str, LoRALinear]) -> None:
     """PEFT writes which way round the layers store their weights: as ours do, or it is not true."""
-    stated = _read_values(path).get("fan_in_fan_out", False)
+    stated = _read_values(folder).get("fan_in_fan_out", False)
     found = {is_transposed(layer.base) for layer in layers.values()}
     if stated not in found:
         raise DuitiError(
-            f"{path}: fan_in_fan_out is {json.dumps(stated)[:20]}",
+            f"{folder / CONFIG_FILE}: fan_in_fan_out is {json.dumps(stated)[:20]}",
             why="it tells how the layers store their weights, and this model's do it the other way",
         )
 
@@ -177,25 +175,15 @@ def _short_names(model: nn.Module, layers: dict[str, LoRALinear]) -> list[str]:
     return sorted(short if matched == layers.keys() else layers)
 
 
-def _read_values(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise ValueError("it is too long")
-        values = json.loads(content.decode("utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        raise UsageError(f"{path}: is not the configuration of a LoRA adapter", why=_WHY)
+def _read_values(folder: Path) -> dict[str, Value]:
+    values = read_json(folder, CONFIG_FILE, str(folder))
+    if values is None or values.get("peft_type") != "LORA":
+        found = "is not there" if values is None else "is not the configuration of a LoRA adapter"
+        raise UsageError(f"{folder / CONFIG_FILE}: {found}", why=_WHY)
     return values
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
-def _unsupported(values: dict[str, Any]) -> str:
+def _unsupported(values: dict[str, Value]) -> str:
     """The first setting that makes it something else than W x + s B A x."""
     if values.get("bias", "none") != "none":
         return f"bias: {str(values['bias'])[:20]} is not supported"

@@ -28,7 +28,13 @@ SHA256 = re.compile("[0-9a-f]{64}")
 LOADED = (
     *("*.safetensors", "*.safetensors.index.json", "adapter_*", "config.json", "*.py", "*.jinja"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
-    *("*.model", "chat_template*", "additional_chat_templates", "generation_config.json"),
+    *(
+        "*.model",
+        "tekken.json",
+        "chat_template*",
+        "additional_chat_templates",
+        "generation_config.json",
+    ),
     *("template.yaml",),
 )
 """Names that are looked for when a folder is opened, by duiti or a library below it."""
