@@ -79,7 +79,14 @@ def test_a_checkpoint_that_is_named_is_the_one_it_goes_on_from(whole: Run, cut: 
     assert find_stopped(locate(folder)).state.progress.step == 4
     named = folder / CHECKPOINTS / "step-000002"
     assert find_stopped(locate(named)).state.progress.step == 2
+    (folder / "proof.json.tmp-999999999").touch()  # of a process that is gone
     assert left(go_on(named, {}, talk=QUIET)) == left(whole)
+    names = {path.name for path in (folder / CHECKPOINTS).iterdir()}
+    assert names == {
+        *(f"step-00000{step}" for step in range(1, 7)),
+        "step-000003.given-up", "step-000004.given-up",
+    }  # fmt: skip
+    assert not list(folder.glob("*.tmp-*"))
 
 
 def test_another_micro_batch_size_sees_the_same_rows_in_the_same_updates(

@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except DuitiError as error:
-        _fail(str(error), error.exit_code, is_debug)
+        notes = getattr(error, "__notes__", [])  # what else went wrong on the way out
+        _fail("\n".join([str(error), *notes]), error.exit_code, is_debug)
     except RowError as error:
         _fail(str(error), UsageError.exit_code, is_debug)
     except CycloptsError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from duiti.config import Config
+from duiti.durable import remove_leftovers
 from duiti.eval.evaluate import held_out_loss
 from duiti.fit import Fit, fit_memory
 from duiti.lock import held
@@ -32,6 +33,7 @@ from duiti.run import Run, new_run_folder
 from duiti.saving import Checkpoints
 from duiti.stopped import find_stopped, locate
 from duiti.summary import say_data, say_end, say_resumed, say_stopping
+from duiti.training.keeper import CHECKPOINTS, set_aside
 from duiti.training.log import RunLog, Talk, preparing
 from duiti.training.out_of_memory import is_out_of_memory, release_memory
 from duiti.training.save import save_weights
@@ -96,6 +98,7 @@ def go_on(
         if place.run.is_finished:
             talk.say("finished", f"{folder}: there is nothing left to do")
             return place.run
+        remove_leftovers(folder)
         stopped = find_stopped(place)
         config, changed = stopped.settings(given, allowed=allowed)
         say_resumed(stopped, changed, talk)
@@ -137,6 +140,9 @@ def _make(job: Job, talk: Talk) -> tuple[RunState, Expected | None]:
     state = job.state or _beginning(shop, material)
     if job.stopped is not None:
         load_tensors(job.stopped.checkpoint, shop.trained.parameters, shop.optimizer)
+        if job.stopped.is_named:
+            for path in set_aside(folder / CHECKPOINTS, after=state.progress.step):
+                talk.say("aside", f"{path}: of a future that is given up")
         write_resumed(folder, job.stopped)
     with Stopping(partial(say_stopping, talk)) as stopping:
         state = _run_updates(job, shop, state, stopping, talk)

@@ -68,6 +68,8 @@ class Stopped:
     reasons: Mapping[str, str]
     """Of settings that were chosen, by key."""
     identity: Identity
+    is_named: bool
+    """Whether this checkpoint was asked for: newer ones may be there."""
     skipped: tuple[Candidate, ...]
     """What would have come first and cannot be used, each with its problem."""
 
@@ -152,6 +154,7 @@ def find_stopped(place: Place) -> Stopped:
             config=config,
             reasons=reasons,
             identity=identity,
+            is_named=place.checkpoint is not None,
             skipped=tuple(skipped),
         )
     file = place.run.path / CONFIG_FILE
