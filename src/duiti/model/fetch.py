@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from duiti.errors import UsageError
 
 WAIT_S = 5.0
-"""For an answer about a file."""
+"""For an answer."""
 
 SMALL_FILES = (
     *("config.json", "generation_config.json", "model.safetensors.index.json"),
@@ -46,6 +46,7 @@ def fetch(repo: str, patterns: Sequence[str]) -> Path:
         UsageError: there is no such model, or no way to reach the hub.
     """
     try:
+        HfApi().model_info(repo, timeout=WAIT_S)  # the download itself would wait for ever
         return Path(snapshot_download(repo, allow_patterns=list(patterns), etag_timeout=WAIT_S))
     except HFValidationError:
         raise UsageError(f"{repo} is no hub id", fix="it reads owner/name") from None
@@ -73,7 +74,8 @@ def _unreachable(repo: str, error: Exception) -> UsageError:
     elif isinstance(error, HfHubHTTPError):
         what, why = f"{constants.ENDPOINT} cannot give it", str(error).splitlines()[0]
     else:
-        what, why = f"{constants.ENDPOINT} cannot be reached", f"{type(error).__name__}"
+        cause = error.__cause__ or error
+        what, why = f"{constants.ENDPOINT} cannot be reached", type(cause).__name__
     return UsageError(
         f"{repo} is a hub id that is not on this machine, and {what}",
         why=why,
