@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from duiti import api
-from duiti.errors import UsageError
-from duiti.exporting.merge import export_merged
+from duiti.errors import DuitiError, UsageError
+from duiti.exporting.merge import MAX_ERROR, export_merged
 from duiti.infer.model import load
+from duiti.manifest import Damaged, read_manifest
+from duiti.model.artefact import read_artefact
 from duiti.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
@@ -133,6 +138,72 @@ def test_a_folder_that_holds_something_is_refused(run: Run, tmp_path: Path) -> N
 def test_an_empty_folder_is_used(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert export_merged(run, tmp_path / "empty").argmax_changes == 0
+
+
+def test_the_folder_carries_its_hashes_and_is_refused_when_one_differs(
+    run: Run, tmp_path: Path
+) -> None:
+    export_merged(run, tmp_path / "merged")
+    artefact = read_artefact(tmp_path / "merged")
+    assert artefact.kind == "model"
+    assert artefact.trained_on == read_artefact(run.path).trained_on
+    on_disk = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert read_manifest(tmp_path / "merged").files.keys() == on_disk - {"manifest.json"}
+    path = tmp_path / "merged" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match=r"model\.safetensors"):
+        load(tmp_path / "merged", device="cpu")
+
+
+def test_a_run_that_did_not_finish_or_is_damaged_is_not_exported(run: Run, tmp_path: Path) -> None:
+    copied = Run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    path = copied.path / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match=r"adapter_model\.safetensors"):
+        export_merged(copied, tmp_path / "merged")
+    (copied.path / "manifest.json").unlink()
+    with pytest.raises(UsageError, match="did not finish"):
+        export_merged(copied, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_on_another_base_of_the_same_shape_nothing_is_merged(run: Run, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run.config.model, tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    copied = Run(Path(shutil.copytree(run.path, tmp_path / "run")))
+    settings = (copied.path / "config.yaml").read_text()
+    (copied.path / "config.yaml").write_text(settings.replace(run.config.model, str(other)))
+    with pytest.raises(DuitiError, match="was not trained on this base"):
+        export_merged(copied, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1000, 15_000, 100_000])
+def test_where_the_disk_refuses_nothing_is_left(run: Run, tmp_path: Path, num_bytes: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        with pytest.raises(DuitiError, match="files may not become so large here") as caught:
+            export_merged(run, tmp_path / "deeper" / "merged")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path / "deeper" / "merged") in caught.value.what
+    assert list((tmp_path / "deeper").iterdir()) == []
+
+
+def test_a_merge_that_is_off_is_refused_with_the_number_and_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MAX_ERROR, torch.bfloat16, 1e-9)
+    with pytest.raises(DuitiError, match=r"log-probabilities are off by up to [0-9.e-]+ nats"):
+        export_merged(run, tmp_path / "merged", dtype=torch.bfloat16)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", ["full", "last-n"])
