@@ -1,180 +1,20 @@
-"""What is around a run: disks, data that is edited, clocks, networks, names, other users."""
+"""What is around a run: rows, clocks, networks, measuring, names, other users."""
 
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-import signal
 import stat
-import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 from faults.fault import Fault, Trial
 from faults.inject import Faults
-from faults.kills import in_shell, kill, real_command
-from faults.place import Place, World, ended, must, until, write_data
-from faults.warm import NO_FAULTS, Started
-from made_faults import read_only, small_disk
+from faults.kills import in_shell, real_command
+from faults.place import Place, World, ended, must, write_data
+from faults.warm import NO_FAULTS
 
 NOBODY = 65534
-
-
-def disk_full(world: World) -> Iterator[Trial]:
-    """A file system for `runs/` that has no room for everything; then it gets more."""
-
-    def trial(num_bytes: int) -> str:
-        place = world.begun()
-        with small_disk(place.folder / "runs", num_bytes):
-            done = place.train().ends(1).says("runs/x")
-            must("space" in done.text or "full" in done.text, f"no reason: {done.brief}")
-            left = [path.name for path in place.run.rglob("*.tmp-*")]
-            must(not left, f"left {left}")
-            kept = place.steps()
-            subprocess.run(
-                ["mount", "-o", "remount,size=100m", str(place.folder / "runs")], check=True
-            )
-            return f"exit 1, {'a' if kept else 'no'} checkpoint is whole, {place.same_in_the_end()}"
-
-    for millions in (0.005, 0.1, 1.5, 3.5, 6.5, 9.0):
-        yield f"{millions} MB", partial(trial, int(millions * 1e6))
-
-
-def files_limited(world: World) -> Iterator[Trial]:
-    def trial(num_bytes: int) -> str:
-        place = world.begun()
-        done = place.train(Faults(largest_file_bytes=num_bytes)).ends(1).says("runs/x")
-        left = [path.name for path in place.run.rglob("*.tmp-*")]
-        must(not left, f"left {left}: {done.brief}")
-        return f"exit 1, {place.same_in_the_end()}"
-
-    for num_bytes in (500, 100_000, 1_000_000):
-        yield f"{num_bytes:,} bytes", partial(trial, num_bytes)
-
-
-def unwritable_output(world: World) -> Iterator[Trial]:
-    def refused(place: Place, *flags: str) -> str:
-        done = place.train(NO_FAULTS, *flags).ends(1, 2)
-        must("plan  " not in done.text, f"the model was loaded before: {done.brief}")
-        return f"exit {done.code} before the model is loaded"
-
-    def in_read_only() -> str:
-        place = world.begun()
-        (place.folder / "runs").mkdir()
-        with read_only(place.folder / "runs"):
-            return refused(place)
-
-    def a_file() -> str:
-        place = world.begun()
-        place.run.parent.mkdir()
-        place.run.write_text("mine")
-        seen = refused(place)
-        must(place.run.read_text() == "mine", "it was overwritten")
-        return seen
-
-    def parent_is_file() -> str:
-        place = world.begun()
-        (place.folder / "runs").write_text("mine")
-        return refused(place)
-
-    def holds_something() -> str:
-        place = world.begun()
-        place.run.mkdir(parents=True)
-        (place.run / "notes.txt").write_text("mine")
-        return refused(place)
-
-    def too_long() -> str:
-        return refused(world.begun(), "-o", "runs/" + "x" * 300)
-
-    yield "read-only", in_read_only
-    yield "a file", a_file
-    yield "below a file", parent_is_file
-    yield "a folder that holds something", holds_something
-    yield "a name of 300 letters", too_long
-
-
-def read_only_midway(world: World) -> Iterator[Trial]:
-    def trial() -> str:
-        place = world.begun()
-        started = place.starts_training(NO_FAULTS, "--epochs", "20")
-        until(lambda: place.lines() >= 5, started)
-        kill(started, signal.SIGSTOP)
-        checkpoints = place.run / "checkpoints"
-        with read_only(checkpoints):
-            kill(started, signal.SIGCONT)
-            done = ended(started).ends(1).says("checkpoints")
-        must(place.steps(), "no valid checkpoint is left")
-        place.resume().ends(0)
-        return f"exit {done.code}, named; goes on afterwards"
-
-    yield "the folder of the checkpoints", trial
-
-
-def log_unwritable(world: World) -> Iterator[Trial]:
-    """No file of the process may grow, for a while, between two checkpoints."""
-
-    def limit(started: Started, num_bytes: int) -> None:
-        kill(started, signal.SIGSTOP)
-        resource.prlimit(started.pid, resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
-        kill(started, signal.SIGCONT)
-
-    def trial() -> str:
-        place = world.begun()
-        started = place.starts_training(NO_FAULTS, "--save-every", "never", "--plain")
-        until(lambda: place.lines() >= 2, started)
-        limit(started, 100)
-        until(lambda: "metrics.jsonl" in started.log.read_text(), started)
-        limit(started, resource.RLIM_INFINITY)
-        ended(started).ends(0).says("metrics.jsonl cannot be written", "all lines are there now")
-        shutil.rmtree(place.run / "checkpoints", ignore_errors=True)
-        other, mine = world.reference.run, place.run
-        must((other / "metrics.jsonl").exists() and (mine / "metrics.jsonl").exists(), "no log")
-        must(place.lines() == 20, f"{place.lines()} lines")
-        same = (other / "adapter_model.safetensors").read_bytes()
-        must((mine / "adapter_model.safetensors").read_bytes() == same, "other bytes")
-        return "said; trained on; all lines are there; same bytes"
-
-    yield "metrics.jsonl", trial
-
-
-def data_edited(world: World) -> Iterator[Trial]:
-    def trial(edit: Callable[[Path], object]) -> str:
-        place = world.begun()
-        started = place.starts_training()
-        until(lambda: place.lines() >= 1, started)
-        kill(started, signal.SIGSTOP)
-        edit(place.folder / "data.jsonl")
-        kill(started, signal.SIGCONT)
-        ended(started).ends(0)
-        return f"trained on as begun: {place.same()}"
-
-    def append(path: Path) -> None:
-        with path.open("a") as file:
-            file.write('{"prompt": "new", "response": "new"}\n')
-
-    yield "a row is appended", partial(trial, append)
-    yield "cut to nothing", partial(trial, lambda path: os.truncate(path, 0))
-    yield "overwritten in place", partial(trial, lambda path: path.write_bytes(b"x" * 5000))
-    yield "removed", partial(trial, Path.unlink)
-
-
-def run_removed(world: World) -> Iterator[Trial]:
-    def trial(name: str) -> str:
-        place = world.begun()
-        started = place.starts_training()
-        until(lambda: place.lines() >= 4, started)
-        kill(started, signal.SIGSTOP)
-        path = place.run / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        kill(started, signal.SIGCONT)
-        done = ended(started).ends(0, 1)
-        return f"exit {done.code}, no traceback"
-
-    yield "the folder of the run", partial(trial, "")
-    yield "the folder of the checkpoints", partial(trial, "checkpoints")
-    yield "metrics.jsonl", partial(trial, "metrics.jsonl")
 
 
 def bad_rows(world: World) -> Iterator[Trial]:
@@ -366,37 +206,6 @@ def _settings() -> list[str]:
 
 FAULTS = [
     Fault(
-        name="disk", number="F7", what="the disk is full, at several sizes",
-        expected="exit 1 with the path and the reason, older checkpoints whole, nothing half;"
-        " with more room the same bytes",
-        trials=disk_full, num_sampled=1,
-    ),
-    Fault(
-        name="quota", number="F7", what="a file cannot grow beyond a limit",
-        expected="the same", trials=files_limited,
-    ),
-    Fault(
-        name="output", number="F8", what="a place where no run can be made",
-        expected="an error before the model is loaded", trials=unwritable_output, num_sampled=1,
-    ),
-    Fault(
-        name="read-only", number="F8", what="the disk becomes read-only while it trains",
-        expected="exit 1, named; checkpoints whole", trials=read_only_midway,
-    ),
-    Fault(
-        name="log", number="F9", what="the log cannot be written for a while",
-        expected="said once; training goes on; all lines are written in the end",
-        trials=log_unwritable,
-    ),
-    Fault(
-        name="edited", number="F23", what="the data is edited while it trains",
-        expected="trained as begun: the same bytes", trials=data_edited, num_sampled=1,
-    ),
-    Fault(
-        name="removed", number="F9", what="the run's files are removed while it trains",
-        expected="an error or an end, no traceback", trials=run_removed,
-    ),
-    Fault(
         name="rows", number="F25", what="rows that cannot be used",
         expected="exit 3 before training, file and line named", trials=bad_rows,
     ),
@@ -406,7 +215,7 @@ FAULTS = [
     ),
     Fault(
         name="clock", number="F27", what="the clock jumps", expected="the same bytes",
-        trials=clocks, num_sampled=1,
+        trials=clocks,
     ),
     Fault(
         name="network", number="F29", what="no network", trials=no_network,

@@ -11,6 +11,12 @@ Trial = tuple[str, Callable[[], str]]
 """Which case of the fault, and a function that makes it and says what was seen."""
 
 
+def spread(trials: list[Trial], number: int) -> list[Trial]:
+    """So many of them, from all over."""
+    step = len(trials) / number
+    return trials if step <= 1 else [trials[int((n + 0.5) * step)] for n in range(number)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """A kind of fault. A trial that raises has found that the program does something else."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from faults.fault import Fault
+from faults.fault import Fault, spread
 from faults.place import World
 from faults.run_matrix import FAULTS
 
@@ -22,9 +22,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     "fault", [fault for fault in FAULTS if fault.num_sampled], ids=lambda fault: fault.name
 )
 def test_what_comes_of_a_fault_is_what_is_expected(fault: Fault, world: World) -> None:
-    trials = list(fault.trials(world))
-    step = len(trials) / fault.num_sampled
-    for number in range(fault.num_sampled):
-        label, trial = trials[int((number + 0.5) * step)]
+    for label, trial in spread(list(fault.trials(world)), fault.num_sampled):
         print(label)
         trial()

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -162,10 +163,8 @@ def _serve() -> dict[str, Any] | None:
 def _load(name: str) -> None:
     if name.partition(".")[0] in ("__main__", "faults"):
         return
-    try:
+    with suppress(ImportError):  # some are made at run time; the child makes its own
         import_module(name)
-    except Exception as error:  # made at run time, or by hand: the child will see to it
-        print(f"{name}: {error}", file=sys.stderr)
 
 
 def _become(request: dict[str, Any]) -> None:
