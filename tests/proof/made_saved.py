@@ -86,7 +86,7 @@ def make(
     chats = sample_chats(template, options, data.files, [store])
     expected = expectations(
         model, held_out_rows(store), chats,
-        dtype=getattr(torch, dtype), stops=stops, date=DATE,
+        dtype=getattr(torch, dtype), stops=stops,
     )  # fmt: skip
     folder = where / "run"
     folder.mkdir()

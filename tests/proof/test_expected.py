@@ -17,7 +17,7 @@ from made_saved import CHATML
 from transformers import PreTrainedTokenizerFast
 
 from duiti.config import Config
-from duiti.data.jobs import PrepareOptions
+from duiti.data.jobs import PrepareOptions, day
 from duiti.data.storage.store import ExampleStore
 from duiti.data.templates.template import Template, load_template
 from duiti.model.freeze import choose_trained
@@ -32,7 +32,7 @@ from duiti.proof.expected import (
     scored_answer,
     scored_part,
 )
-from duiti.proof.plain_reader import token_logprobs
+from duiti.proof.plain_reader import prompt_of, token_logprobs
 
 
 def store(*lengths: int) -> ExampleStore:
@@ -82,7 +82,7 @@ def test_looking_leaves_no_trace() -> None:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.get_rng_state()
     rows = held_out_rows(store(20))
-    expected = expectations(model, rows, [], dtype=torch.bfloat16, stops=[2], date=DATE)
+    expected = expectations(model, rows, [], dtype=torch.bfloat16, stops=[2])
     assert torch.equal(torch.get_rng_state(), random)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -165,3 +165,22 @@ def test_the_first_token_is_predicted_by_nothing() -> None:
     everything = replace(whole, labels=whole.input_ids)  # as `train_on: all` has it
     assert scored_part(everything, 12).scored == list(range(1, 12))
     assert 0 not in scored_part(everything, 8).scored
+
+
+def test_a_template_that_asks_for_the_date_is_told_todays(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Which is what plain transformers tells it."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{{ strftime_now('%d %B %Y') }}" + CHATML
+    template = load_template("model", own)
+    file = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Who?", "response": "Me."}])
+    for date, num_rows in (("2001-02-03", 0), (day("auto"), 1)):
+        data = prepared(template, file, date=date)
+        chats = sample_chats(template, PrepareOptions(date=date), data.files, [data.store])
+        assert len(of_rows(chats)) == num_rows
+        for chat in chats:
+            assert chat.date
+            values = {"messages": chat.messages, "tools": chat.tools}
+            found = prompt_of(own, values)
+            assert found == chat.prompt_ids or chat.date != day("auto")

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import torch
 from made_saved import ROWS, Saved, make, retouched
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from duiti.errors import DuitiError
 from duiti.model.load import load_model, resolve
 from duiti.proof import plain_reader
+from duiti.proof.expected import expectations
 from duiti.proof.prove import FILE, prove
 from duiti.proof.verdict import MARGIN, judge
 
@@ -130,6 +132,24 @@ def test_where_transformers_cannot_make_four_bits_it_is_said_what_was_compared(
     assert "nats away on average" in proof.describe()
     problems = spoiled(saved, tmp_path, with_tensors(one_bit_flips)).problems()
     assert problems.startswith("1 of ")
+
+
+def test_a_merged_model_is_proven_as_any_other(lora: Saved, tmp_path: Path) -> None:
+    """As `duiti export merged` writes it: without a base to compare it with, in any dtype."""
+    model = load_model(resolve(lora.base), dtype=torch.float32, device="cpu")
+    model = PeftModel.from_pretrained(model, lora.folder).merge_and_unload().to(torch.bfloat16)
+    shutil.copytree(lora.folder, tmp_path / "merged")
+    for path in (tmp_path / "merged").glob("adapter_*"):
+        path.unlink()
+    model.save_pretrained(tmp_path / "merged")
+    rows, chats, stops = lora.expected.rows, lora.expected.chats, lora.expected.stops
+    expected = expectations(model, rows, chats, dtype=torch.bfloat16, stops=stops)
+    saved = Saved(tmp_path / "merged", lora.base, expected)
+    proof, _ = saved.looked_at(base=None)
+    assert (proof.problems, proof.change, proof.is_adapter) == ((), None, False)
+    assert proof.saved.is_within(proof.rounding)
+    problems = spoiled(saved, tmp_path, template_has_a_space_more).problems(base=None)
+    assert "another prompt" in problems
 
 
 # What is spoiled is found.
@@ -256,6 +276,18 @@ def test_a_merge_that_is_off_is_found(lora: Saved, tmp_path: Path) -> None:
     proof = judge(lora.expected, found | {"merged": other["merged"]}, seconds=0.0)
     (problem,) = proof.problems
     assert "the adapter, merged, is not what was trained: log-probabilities are off by" in problem
+
+
+def test_a_proof_at_midnight_judges_no_prompt_that_holds_the_date(lora: Saved) -> None:
+    _, found = lora.looked_at()
+    chats = [replace(chat, date="2001-02-03", prompt_ids=[1]) for chat in lora.expected.chats]
+    expected = replace(lora.expected, chats=[*chats[1:], lora.expected.chats[0]])
+    found["prompts"] = [*found["prompts"][1:], found["prompts"][0]]
+    proof = judge(expected, found, seconds=0.0)
+    assert (proof.problems, proof.num_chats) == ((), 1)
+    assert (
+        "another prompt" in judge(expected, found | {"date": "2001-02-03"}, seconds=0.0).problems[0]
+    )
 
 
 def test_a_number_that_is_none_is_found(lora: Saved) -> None:

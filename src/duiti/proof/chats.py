@@ -5,18 +5,19 @@
 A few of the run's own rows, read again from its files, with the prompt ids that were *trained*; and
 a few that anybody might ask, with the ids that the run's own encoder gives them. Left out is what
 plain transformers is not given as training was: messages with tool calls, whose form every template
-has its own, and with control tokens that somebody typed.
+has its own, and with control tokens that somebody typed. Plain transformers tells a template that
+asks for the date today's; so do these, and rows of a run that told it another are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 
-from duiti.data.jobs import PrepareOptions, prompt_service
+from duiti.data.jobs import PrepareOptions, day, prompt_service
 from duiti.data.pool import PromptService
 from duiti.data.prepare import FileFacts
 from duiti.data.reading.read import read_rows
@@ -55,6 +56,8 @@ class Chat:
     prompt_ids: list[int]
     is_row: bool
     """Whether it is a row of the run, and the ids those that were trained on."""
+    date: str
+    """The day that the prompt holds good for, where the template asks for it; else empty."""
 
 
 def sample_chats(
@@ -70,7 +73,10 @@ def sample_chats(
         files: that were read; none for rows from Python.
         stores: their examples.
     """
-    service = prompt_service(template, date=options.date, special_tokens=options.special_tokens)
+    date = day("auto") if "strftime_now" in template.source else ""
+    service = prompt_service(
+        template, date=date or options.date, special_tokens=options.special_tokens
+    )
     control = set(template.tokenizer.get_added_vocab())
     if options.special_tokens == "allow":
         control = set()
@@ -84,7 +90,7 @@ def sample_chats(
             found.append(_chat(template, messages, [], ids, is_row=False))
     finally:
         service.close()
-    return found
+    return [replace(chat, date=date) for chat in found]
 
 
 def _of_rows(
@@ -166,7 +172,7 @@ def _chat(
     is_row: bool,
 ) -> Chat:
     dicts = [_as_dict(message, places_input=template.places_input) for message in messages]
-    return Chat(messages=dicts, tools=tools, prompt_ids=ids, is_row=is_row)
+    return Chat(messages=dicts, tools=tools, prompt_ids=ids, is_row=is_row, date="")
 
 
 def _as_dict(message: Message, *, places_input: bool) -> dict[str, Json]:

@@ -70,8 +70,6 @@ class Expected:
     """Whether the base is in four bits."""
     epsilon: float
     """By how much of itself a number is rounded; that is what embeddings were moved by."""
-    date: str
-    """What a template that asks for the date got."""
 
     @property
     def is_adapter(self) -> bool:
@@ -126,7 +124,7 @@ def expectations(
     *,
     dtype: torch.dtype,
     stops: Collection[int],
-    date: str,
+    date: str = "",
 ) -> Expected:
     """What the model says of the rows, now.
 
@@ -134,7 +132,7 @@ def expectations(
         model: as it was trained, its adapters on.
         dtype: of its products in training.
         stops: tokens that end trained answers.
-        date: what a template that asks for the date got, as `2026-03-31`.
+        date: not read any more (`sample_chats` asks for it); goes as soon as no caller gives it.
     """
     plain = [{"ids": row.ids, "scored": row.scored} for row in rows]
     layers = lora_layers(model)
@@ -169,7 +167,6 @@ def expectations(
         device=str(device),
         is_quantized=is_quantized,
         epsilon=epsilon,
-        date=date,
     )
 
 

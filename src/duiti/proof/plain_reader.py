@@ -1,6 +1,6 @@
 """What the fresh process runs: open a saved folder with plain transformers and PEFT, and tell.
 
-    python plain_reader.py request.json answer.json
+    python plain_reader.py < request.json > answer.json
 
 It knows nothing of duiti and imports nothing of it: what it reads out of the folder is what anybody
 else would. PEFT opens an adapter where it is installed; where it is not, the adapter's own
@@ -14,7 +14,6 @@ the answer is log-probabilities, prompts, stop tokens and hashes, and `duiti.pro
 | `dtype`, `device`, `threads` | in which, where, with how many threads to compute |
 | `rows` | of each, `ids` and the places `scored` in it whose token is predicted |
 | `chats` | of each, `messages` and `tools` to make the prompt of |
-| `date` | what a template that asks for the date gets |
 | `rounding` | how far embeddings are moved to see what rounding does, and the seeds to do it with |
 | `with_peft`, `trust_remote_code` | whether PEFT may be used, and the model's own Python code |
 """
@@ -26,6 +25,7 @@ import gc
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +43,8 @@ from transformers.pytorch_utils import Conv1D
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+AT_ONCE = 64
+"""Tokens whose whole distribution, as wide as the vocabulary, is held in float32 at once."""
 
 
 @torch.no_grad()
@@ -54,8 +56,12 @@ def token_logprobs(model: nn.Module, rows: Sequence[Mapping[str, Any]]) -> list[
     for row in rows:
         ids = torch.tensor([row["ids"]], device=device)
         places = torch.tensor(row["scored"], device=device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, places - 1].float()
-        found.append(logits.log_softmax(-1).gather(-1, ids[0, places, None])[:, 0].tolist())
+        logits = model(input_ids=ids, use_cache=False).logits[0]
+        own: list[float] = []
+        for part in places.split(AT_ONCE):
+            logprobs = logits[part - 1].float().log_softmax(-1)
+            own += logprobs.gather(-1, ids[0, part, None])[:, 0].tolist()
+        found.append(own)
     return found
 
 
@@ -85,10 +91,12 @@ def tensor_hash(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def main(request_path: str, answer_path: str) -> None:
+def main() -> None:
     """Answer one request. What goes wrong is an answer too; a text of a row is in none."""
     transformers.utils.logging.disable_progress_bar()
-    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever prints must not disturb the answer
+    request = json.load(sys.stdin)
     torch.set_num_threads(request["threads"])
     stage = ["begin"]
     try:
@@ -97,7 +105,8 @@ def main(request_path: str, answer_path: str) -> None:
         lines = str(error).strip().splitlines() or [""]
         reason = "" if stage[0] == "chats" else lines[0][:300]
         answer = {"failed": stage[0], "kind": type(error).__name__, "reason": reason}
-    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
+    with answers:
+        json.dump(answer, answers)
 
 
 def read(request: Mapping[str, Any], stage: list[str]) -> dict[str, Any]:
@@ -109,28 +118,28 @@ def read(request: Mapping[str, Any], stage: list[str]) -> dict[str, Any]:
         folder, trust_remote_code=request["trust_remote_code"], local_files_only=True
     )
     stage[0] = "chats"
-    prompts = [_prompt(tokenizer, chat, request["date"]) for chat in request["chats"]]
+    prompts = [prompt_of(tokenizer, chat) for chat in request["chats"]]
+    date = datetime.date.today().isoformat()  # which templates may ask for
     stage[0] = "generation_config.json"
     stops = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
     answer = _read_adapter(request, stage) if request["is_adapter"] else _read_full(request, stage)
     return {
         "prompts": prompts,
+        "date": date,
         "stops": stops if isinstance(stops, list) else [] if stops is None else [stops],
         "seconds": time.perf_counter() - begin,
         **answer,
     }
 
 
-def _prompt(tokenizer: Any, chat: Mapping[str, Any], date: str) -> list[int] | str:
+def prompt_of(tokenizer: Any, chat: Mapping[str, Any]) -> list[int] | str:
     """Ids of what serving sends, or the name of the error that the template ends in."""
-    day = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time())
     try:
         encoded = tokenizer.apply_chat_template(
             chat["messages"],
             tools=chat["tools"] or None,
             add_generation_prompt=True,
             return_dict=True,
-            strftime_now=day.strftime,
         )
     except Exception as error:  # a template is somebody else's program
         return type(error).__name__
@@ -280,4 +289,4 @@ def _adding(a: Tensor, b: Tensor, scale: float) -> Callable[[nn.Module, Any, Ten
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

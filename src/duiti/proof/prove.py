@@ -17,9 +17,9 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -104,7 +104,6 @@ def make_request(
         "threads": torch.get_num_threads(),
         "rows": [asdict(row) for row in expected.rows],
         "chats": [{"messages": chat.messages, "tools": chat.tools} for chat in expected.chats],
-        "date": expected.date,
         "rounding": {"epsilon": expected.epsilon, "seeds": SEEDS},
         "with_peft": with_peft,
         "trust_remote_code": trust_remote_code,
@@ -112,36 +111,35 @@ def make_request(
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the fresh process. Its files hold rows, so nobody else may read them, nor for long."""
+    """Run the fresh process. It is asked through a pipe: rows are written to no file."""
     _give_memory_back()
-    with tempfile.TemporaryDirectory(prefix="duiti-proof-") as where:
-        asked, answered = Path(where) / "request.json", Path(where) / "answer.json"
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        try:
-            done = subprocess.run(
-                # Not the folder of the script first: its modules would pass for Python's own.
-                [sys.executable, "-P", plain_reader.__file__, str(asked), str(answered)],
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # warnings, which may quote what they warn of
-                timeout=MAX_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return {"failed": "process", "kind": "", "reason": f"no end after {MAX_SECONDS:.0f} s"}
-        except OSError as error:
-            return {
-                "failed": "process",
-                "kind": "",
-                "reason": f"cannot be started ({error.strerror})",
-            }
-        if done.returncode or not answered.is_file():
-            code = done.returncode
-            how = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            return {"failed": "process", "kind": "", "reason": how}
-        answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
-        return answer
+    try:
+        done = subprocess.run(
+            # -P: not the folder of the script first, whose modules would pass for Python's own.
+            [sys.executable, "-P", plain_reader.__file__],
+            env=_environment(),
+            input=json.dumps(request).encode("utf-8"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # warnings, which may quote what they warn of
+            timeout=MAX_SECONDS,
+            check=False,
+            start_new_session=True,  # a Ctrl-C is for this process, which knows what to do with it
+        )
+    except subprocess.TimeoutExpired:
+        return _no_answer(f"it came to no end within {MAX_SECONDS:.0f} s")
+    except OSError as error:
+        return _no_answer(f"it cannot be started ({error.strerror})")
+    code = done.returncode
+    if code:
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        memory = "; it may have run out of memory" if code == -signal.SIGKILL else ""
+        return _no_answer(f"it died ({how}{memory})")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def _no_answer(reason: str) -> dict[str, Any]:
+    return {"failed": "the process", "kind": "", "reason": reason}
 
 
 def _give_memory_back() -> None:

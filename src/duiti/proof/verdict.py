@@ -11,7 +11,7 @@ tokens is what two right ways to compute them differ by. `MARGIN` times as much 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, takewhile, zip_longest
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from duiti.errors import shown_name
+from duiti.proof.chats import Chat
 from duiti.proof.expected import EPSILONS, Expected, Logprobs
 
 MARGIN = 3.0
@@ -111,6 +112,7 @@ class Proof:
 
 def judge(expected: Expected, found: Mapping[str, Any], *, seconds: float) -> Proof:
     """Compare. `found` is the answer of `duiti.proof.plain_reader`."""
+    pairs = _prompts(expected, found)
     proof = Proof(
         problems=(),
         opened_by=found["by"],
@@ -124,8 +126,8 @@ def judge(expected: Expected, found: Mapping[str, Any], *, seconds: float) -> Pr
         base=None if expected.base is None else _apart(found["base"], expected.base),
         change=None if found["base"] is None else _apart(found["tuned"], found["base"]),
         rounding=_rounding(expected, found),
-        num_chats=len(expected.chats),
-        num_row_chats=sum(chat.is_row for chat in expected.chats),
+        num_chats=len(pairs),
+        num_row_chats=sum(chat.is_row for chat, _ in pairs),
         stops=tuple(sorted(expected.stops)),
         other_base=found.get("not_quantized", ""),
         seconds=seconds,
@@ -133,7 +135,7 @@ def judge(expected: Expected, found: Mapping[str, Any], *, seconds: float) -> Pr
     problems = (
         *(() if proof.other_base else _wrong_numbers(proof, expected, found)),
         *_wrong_files(expected, found),
-        *_wrong_prompts(expected, found),
+        *_wrong_prompts(pairs),
         *_wrong_stops(expected, found),
     )
     return replace(proof, problems=problems)
@@ -189,8 +191,14 @@ def _wrong_files(expected: Expected, found: Mapping[str, Any]) -> Iterator[str]:
         yield f"the adapter is multiplied by {scales}, in training it was by {expected.scale:g}"
 
 
-def _wrong_prompts(expected: Expected, found: Mapping[str, Any]) -> Iterator[str]:
-    pairs = list(zip(expected.chats, found["prompts"], strict=True))
+def _prompts(expected: Expected, found: Mapping[str, Any]) -> list[tuple[Chat, list[int] | str]]:
+    """Conversations, with the ids that their prompt has there; or with an error's name."""
+    pairs = zip(expected.chats, found["prompts"], strict=True)
+    # A proof at midnight: the template was told another day.
+    return [(chat, ids) for chat, ids in pairs if chat.date in ("", found["date"])]
+
+
+def _wrong_prompts(pairs: Sequence[tuple[Chat, list[int] | str]]) -> Iterator[str]:
     wrong = [(chat.prompt_ids, ids) for chat, ids in pairs if chat.prompt_ids != ids]
     if not wrong:
         return
