@@ -15,7 +15,9 @@ from duiti.config import Config
 from duiti.data.storage.store import ExampleStore
 from duiti.errors import DuitiError
 from duiti.identity import Difference, Identity, differences, examples_digest, identity_of
+from duiti.manifest import Damaged
 from duiti.material import read_material
+from duiti.model.artefact import Artefact, write_artefact
 
 ROWS = [{"prompt": f"Who is number {n}?", "response": f"Nobody knows {n * 7}."} for n in range(12)]
 
@@ -187,6 +189,18 @@ def test_a_changed_chat_template_is_told(base: Path, data: Path) -> None:
     (base / "chat_template.jinja").write_text(template + "{# #}")
     (found,) = differences(before, identity(base, data))
     assert (found.key, found.describe()[:23]) == ("template", "the template is another")
+
+
+def test_a_base_that_duiti_made_is_held_against_its_own_hashes(base: Path, data: Path) -> None:
+    hashes = identity(base, data).trained_on
+    names = [path.name for path in base.iterdir()]
+    write_artefact(base, Artefact(kind="model", trained_on=hashes), names)
+    assert identity(base, data).trained_on == hashes
+    spoilt = bytearray((base / "model.safetensors").read_bytes())
+    spoilt[-1] ^= 1
+    (base / "model.safetensors").write_bytes(spoilt)
+    with pytest.raises(Damaged, match=r"model\.safetensors has changed"):
+        identity(base, data)
 
 
 def test_the_hash_of_examples_does_not_depend_on_their_blocks(base: Path, data: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from duiti.data.prepare import Prepared
 from duiti.data.storage.store import ExampleStore
 from duiti.errors import DuitiError
 from duiti.infer.digests import base_digest, template_digest, tokenizer_digest
+from duiti.infer.stored import verified
 from duiti.material import Material
 from duiti.model.artefact import SHA256, TrainedOn
 from duiti.types import Json
@@ -111,7 +113,10 @@ def identity_of(material: Material) -> Identity:
 
     Raises:
         UsageError: a file of the base is not here, or cannot be read.
+        Damaged: the base was made by duiti, and is not what was written.
     """
+    if material.source.is_local:
+        verified(Path(material.source.location))
     base = base_digest(material.source)
     prepared, *val = material.prepared
     return Identity(

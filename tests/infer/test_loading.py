@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import peft
@@ -20,6 +22,8 @@ from duiti import api
 from duiti.errors import DuitiError, UsageError
 from duiti.infer.model import Model, load
 from duiti.manifest import Damaged
+from duiti.model.artefact import LOADED, read_artefact, write_artefact
+from duiti.model.fetch import SMALL_FILES
 from duiti.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
@@ -207,6 +211,23 @@ def test_settings_that_tell_of_another_method_are_refused(run: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump({**values, "method": "full"}))
     with pytest.raises(DuitiError, match="method full"):
         opened(run)
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "template"])
+def test_files_that_are_read_otherwise_than_in_training_are_refused(run: Path, key: str) -> None:
+    """As by another version of a library: the files are what was written, what is made of them
+    is not what was trained with."""
+    artefact = read_artefact(run)
+    other = replace(artefact, trained_on=replace(artefact.trained_on, **{key: "0" * 64}))
+    write_artefact(run, other, listed(run))
+    with pytest.raises(DuitiError, match=f"its {key} is not the one"):
+        opened(run)
+
+
+def test_every_name_that_is_fetched_of_a_model_is_one_that_may_not_come_later() -> None:
+    for name in SMALL_FILES:
+        first = name.partition("/")[0]
+        assert any(fnmatch(first, pattern) for pattern in LOADED), name
 
 
 # The base
