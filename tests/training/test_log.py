@@ -280,6 +280,7 @@ with RunLog(folder, talk, total_steps=40) as log:
         log.step(replace(given, step=step), val_loss=0.5)
         time.sleep(0.01)
 talk.say("done", "\N{SNOWMAN}")
+print("somebody else", file=sys.stdout if stdout else sys.stderr, flush=True)
 (folder / "ended").touch()
 """
 

@@ -66,8 +66,8 @@ class LastingStream:
         stream, self._stream = self._stream, None
         if stream is None or stream.closed:
             return
-        # What the stream still holds must go somewhere, or Python fails to empty it at the end and
-        # the process returns 120 (see "Note on SIGPIPE" in Python's `signal`).
+        # Others write to the same stream (warnings, the last words of an error), and Python empties
+        # it at the end: all of that goes nowhere, too ("Note on SIGPIPE" in Python's `signal`).
         try:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
