@@ -11,7 +11,7 @@ from functools import partial
 from faults.fault import Fault, Trial
 from faults.inject import Faults
 from faults.kills import in_shell, real_command
-from faults.place import Place, World, ended, must, write_data
+from faults.place import Place, World, ended, must, train_line, write_data
 from faults.warm import NO_FAULTS
 
 NOBODY = 65534
@@ -130,7 +130,7 @@ def names(world: World) -> Iterator[Trial]:
         out = f"runs/{name}"
         data = f"./{name}.jsonl"
         done = place.start(
-            "train", data, *_settings(), "-o", out,
+            *train_line("-o", out, data=data),
             faults=Faults(die_on="mkdir", die_once=world.mkdir_of(12)),
         )  # fmt: skip
         ended(done).ends(-9)
@@ -196,12 +196,6 @@ def other_users(world: World) -> Iterator[Trial]:
 
     yield "a run of another user", partial(trial, lambda place: None)
     yield "the same, not to be read", partial(trial, lambda place: place.run.chmod(0o700))
-
-
-def _settings() -> list[str]:
-    from faults.place import MODEL, SAVING, SETTINGS
-
-    return [*MODEL, *SETTINGS, *SAVING]
 
 
 FAULTS = [

@@ -15,15 +15,13 @@ from functools import partial
 from faults.fault import Fault, Trial
 from faults.inject import Faults
 from faults.place import (
-    MODEL,
     RUN,
-    SAVING,
-    SETTINGS,
     Done,
     Place,
     World,
     ended,
     must,
+    train_line,
     until,
 )  # fmt: skip
 from faults.warm import LIMIT_S, Started, command, environment
@@ -205,8 +203,7 @@ def repeated_by_others(world: World) -> Iterator[Trial]:
 
 
 def real_command(place: Place, *more: str) -> str:
-    every = ["train", "data.jsonl", *MODEL, *SETTINGS, *SAVING, "-o", RUN, *more]
-    return shlex.join(command(*every))
+    return shlex.join(command(*train_line(*more)))
 
 
 def in_shell(place: Place, line: str) -> Done:
@@ -237,9 +234,8 @@ def closed_terminal(world: World) -> Iterator[Trial]:
         place = world.begun()
         ours, theirs = pty.openpty()
         claim = "import fcntl, termios, sys; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
-        argv = [*command()[1:], "train", "data.jsonl", *MODEL, *SETTINGS, *SAVING, "-o", RUN]
-        argv += [] if is_bar else ["--plain"]
-        code = f"{claim} sys.argv = {argv[1:]!r}; from duiti.cli import main; main()"
+        arguments = train_line(*([] if is_bar else ["--plain"]))
+        code = f"{claim} from duiti.cli import main; main({arguments!r})"
         process = subprocess.Popen(
             [command()[0], "-c", code], stdin=theirs, stdout=theirs, stderr=theirs,
             cwd=place.folder, env=environment(DUITI_CACHE=str(world.root / "cache")),

@@ -155,8 +155,7 @@ class Place:
         return ended(self.start(*arguments, faults=faults, **more))
 
     def starts_training(self, faults: Faults = NO_FAULTS, *flags: str, **more: Any) -> Started:
-        every = [*MODEL, *SETTINGS, *SAVING, "-o", RUN, *flags]
-        return self.start("train", "data.jsonl", *every, faults=faults, **more)
+        return self.start(*train_line(*flags), faults=faults, **more)
 
     def train(self, faults: Faults = NO_FAULTS, *flags: str, **more: Any) -> Done:
         return ended(self.starts_training(faults, *flags, **more))
@@ -219,6 +218,19 @@ class Place:
         kept = Place(self.world, found.parent.parent).steps() if run == RUN else [15, 18]
         must(kept == [15, 18], f"checkpoints of {kept} are kept")
         return "same bytes"
+
+
+def train_line(*flags: str, data: str = "data.jsonl") -> list[str]:
+    """`train` with its flags, each once: those given here win."""
+    found: dict[str, list[str]] = {}
+    flag = ""
+    for token in (*MODEL, *SETTINGS, *SAVING, "-o", RUN, *flags):
+        if token.startswith("-"):
+            flag = token
+            found[flag] = []
+        else:
+            found[flag].append(token)
+    return ["train", data, *(token for flag, rest in found.items() for token in (flag, *rest))]
 
 
 def ended(started: Started) -> Done:
