@@ -109,7 +109,7 @@ def test_training_visits_the_dump_and_nothing_else(
     assert len(lines) == len(check.examples) > 5
     run = api.train(
         quiet=True, device="cpu", batch_size=1, epochs=1, method="full", learning_rate=1e-12,
-        output=str(tmp_path / "run"), **settings,
+        output=str(tmp_path / "run"), proof=False, **settings,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(llama_dir).eval()
     order = [index for (index,) in epoch_updates(len(lines), 1, seed=0, epoch=0)]

@@ -107,14 +107,18 @@ def test_the_context_leaves_no_thread_and_no_file_open() -> None:
     def held() -> tuple[int, int]:
         return threading.active_count(), len(os.listdir("/dev/fd"))
 
+    def is_more(than: tuple[int, int]) -> bool:
+        # Threads of others, such as a progress bar's, may end meanwhile.
+        return any(now > then for now, then in zip(held(), than, strict=True))
+
     before = held()
     for _ in range(5):
         with Stopping():
-            assert held() != before
+            assert is_more(before)
     end = time.monotonic() + LIMIT_S
-    while held() != before and time.monotonic() < end:
+    while is_more(before) and time.monotonic() < end:
         time.sleep(0.01)
-    assert held() == before
+    assert not is_more(before)
 
 
 def test_contexts_can_be_nested() -> None:
@@ -310,5 +314,6 @@ def test_the_error_names_where_it_stands_and_how_to_go_on() -> None:
     error = Interrupted(7, 20, by=signal.SIGTERM, saved=saved, run=run)
     assert error.exit_code == 130
     assert error.what == f"stopped by SIGTERM after step 7 of 20; saved in {saved}"
-    command = error.fix.removesuffix(" goes on from there")
+    command, _, end = error.fix.partition(" goes on from there")
+    assert "--cool-down 1 " in end
     assert shlex.split(command) == ["duiti", "train", "--resume", str(run)]
