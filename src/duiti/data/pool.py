@@ -288,9 +288,15 @@ class _Child:
         where = f" at {origin}" if origin is not None else ""
         return DuitiError(
             f"the process that prepares rows died{where} ({how})",
-            why="it may have run out of memory" if code == -signal.SIGKILL else "",
+            why=_WHY_DIED.get(-code, ""),
             fix="the same command goes on from there; look at that row if it dies again",
         )
+
+
+_WHY_DIED: dict[int, str] = {
+    signal.SIGKILL: "it may have run out of memory",
+    signal.SIGXCPU: "it computed for minutes: a pattern in tokenizer.json, or a row, has no end",
+}
 
 
 def _end(process: subprocess.Popen[bytes], notes: IO[bytes]) -> None:

@@ -28,6 +28,9 @@ from duiti.types import Message, Origin, Row, ToolCall
 MEMORY_BYTES = 2 * 2**30
 """Of address space beyond what the process begins with: a tokenizer, its caches and long rows fit
 many times over, a template that writes without end does not."""
+REQUEST_CPU_S = 300
+"""Of computing, for the rows of one request: hundreds of megabytes of text take less, a pattern of
+a tokenizer that tries everything does not come to an end."""
 COLUMNS = tuple(Block.__dataclass_fields__)
 
 
@@ -52,6 +55,7 @@ def main() -> None:
         while True:
             _note_place(-1)
             request, _ = read_frame(requests)
+            _limit_cpu(REQUEST_CPU_S)
             write_frame(answers, *_serve(request, encoder, rows))
     except (EOFError, BrokenPipeError):
         return  # the owner is done, or gone
@@ -120,6 +124,15 @@ def _limit() -> None:
     limit_time()
     resource.setrlimit(resource.RLIMIT_AS, (_held_bytes() + MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_cpu(seconds: int) -> None:
+    """From now: the kernel ends this process (SIGXCPU) when it has computed for longer."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(used.ru_utime + used.ru_stime) + seconds
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def _held_bytes() -> int:

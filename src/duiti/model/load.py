@@ -29,6 +29,7 @@ from duiti.errors import DuitiError, UsageError, did_you_mean
 from duiti.model.fetch import fetch, small_files
 from duiti.model.quantize import quantize_layers, require_nf4
 from duiti.model.screening import screen_model, screen_tokenizer
+from duiti.model.tokenizer_patterns import screen_patterns
 from duiti.model.weight_files import WEIGHTS, check_described, contents, shard_names, weight_files
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """
     folder = _folder(source)
     _say_code(source, screen_tokenizer(folder, source.name, trusts_code=source.trust_remote_code))
+    screen_patterns(folder, source.name)
     with _stderr_kept() as noted:
         try:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

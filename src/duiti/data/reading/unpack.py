@@ -2,8 +2,9 @@
 
     stream = unpacked(file, name)       # `file` itself where it is not packed
 
-Holds a constant amount of memory, whatever the file unpacks to. Members (gzip) and frames (zstd)
-that follow each other are one stream. Damage is a `DataError` with the line at which the text
+Holds a constant amount of memory, whatever the file unpacks to; one that unpacks to hundreds of
+times its size is no data but a bomb, and reading it ends. Members (gzip) and frames (zstd) that
+follow each other are one stream. Damage is a `DataError` with the line at which the text
 breaks off, raised when everything before it has been handed out.
 """
 
@@ -27,6 +28,10 @@ PACKED_SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 
 BUFFER_BYTES = 256 * 2**10
 """What is read ahead. As much of a file is looked at to tell what it holds."""
+
+MAX_GROWTH, FREE_BYTES = 200, 2**28
+"""A file may unpack to so many bytes for each one of its own, and so many more: rows of text pack
+to a third or a tenth, the same row over and over to a hundredth."""
 
 _MAX_WINDOW_BYTES = 2**27
 """What a zstd file may ask to be held in memory: the limit of the `zstd` program as well."""
@@ -117,6 +122,7 @@ class _Unpacked(RawIOBase):
         self._rest = b""
         self._ready = memoryview(b"")
         self._num_lines = 0
+        self._num_packed = self._num_bytes = 0
         self._error: DataError | None = None
 
     def readable(self) -> bool:
@@ -141,7 +147,10 @@ class _Unpacked(RawIOBase):
     def _unpack(self) -> bool:
         """Make some bytes ready. False: there are no more, or `_error` says why."""
         while self._error is None:
-            packed = self._rest or self._file.read(self._packing.piece_bytes)
+            packed = self._rest
+            if not packed:
+                packed = self._file.read(self._packing.piece_bytes)
+                self._num_packed += len(packed)
             self._rest = b""
             is_end = not packed
             if self._decoder is None:
@@ -156,6 +165,10 @@ class _Unpacked(RawIOBase):
                 self._error = self._damage("ends too early")
             elif data := self._decompress(self._decoder, packed):
                 self._num_lines += data.count(b"\n")
+                self._num_bytes += len(data)
+                if self._num_bytes > MAX_GROWTH * self._num_packed + FREE_BYTES:
+                    self._error = self._bomb()
+                    return False
                 self._ready = memoryview(data)
                 return True
         return False
@@ -174,6 +187,13 @@ class _Unpacked(RawIOBase):
             self._rest, self._decoder = decoder.unused_data, None
             self._num_members += 1
         return data
+
+    def _bomb(self) -> DataError:
+        return DataError(
+            f"{self._name}:{self._num_lines + 1}: unpacks to more than {MAX_GROWTH} times its size",
+            why="a small file that grows so is made to fill a disk or a memory",
+            fix="if it is yours: unpack it; what is not packed is read at any size",
+        )
 
     def _damage(self, what: str) -> DataError:
         return DataError(
