@@ -309,6 +309,11 @@ def test_an_adapter_without_its_run_is_as_strict_and_brings_its_template(
     assert model.template.source == expected.template.source
     assert model.stop_ids == expected.stop_ids
     assert model.notes == ()
+    artefact = read_artefact(alone)
+    other = replace(artefact, trained_on=replace(artefact.trained_on, weights="0" * 64))
+    write_artefact(alone, other, listed(alone))
+    with pytest.raises(DuitiError, match="was not trained on this base"):
+        opened(alone)
     flip(alone / WEIGHTS)
     with pytest.raises(Damaged, match=WEIGHTS):
         opened(alone)
