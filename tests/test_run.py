@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from duiti.config import Config, LastNConfig, LoraConfig
@@ -187,6 +187,7 @@ METHODS = st.one_of(
 )
 
 
+@example(settings={"warmup_steps": 1, "template": "\x85"}, method={}, reason="because")
 @given(
     settings=SETTINGS,
     method=METHODS,

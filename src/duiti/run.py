@@ -149,11 +149,24 @@ def new_run_folder(output: str | None, data: str, model: str) -> Path:
     raise UsageError(f"{output} exists and is not empty", why="runs are never overwritten", fix=fix)
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe one, which writes some control characters as they are and cannot read them."""
+
+
+def _as_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = None if value.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _as_text)
+
+
 def write_config(folder: Path, config: Config, reasons: dict[str, str]) -> None:
     """`config.yaml`: resolved values; where one was chosen, the reason as a comment."""
     lines = [f"# written by duiti; `duiti train -c {CONFIG_FILE} -o NEW` repeats the run"]
     for key, value in own_settings(config).items():
-        text = yaml.safe_dump({key: value}, allow_unicode=True, sort_keys=False).rstrip("\n")
+        text = yaml.dump({key: value}, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+        text = text.rstrip("\n")
         if key in reasons:
             lines.append(f"# {reasons[key]}")
         lines.append(text)
