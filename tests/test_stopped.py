@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from made import write_rows
 
 from duiti.config import Config
 from duiti.errors import DuitiError, UsageError
+from duiti.model.sft_model import SFTModel
 from duiti.run import Run
 from duiti.sft import finetune, go_on
 from duiti.stopped import find_stopped, locate
@@ -21,6 +23,7 @@ from duiti.training.keeper import CHECKPOINTS
 from duiti.training.log import Talk
 from duiti.training.signals import Interrupted
 from duiti.training.step import TIMED
+from duiti.types import Batch
 
 PAIRS = [{"prompt": f"What is {n}?", "response": f"It is {n * n}."} for n in range(13)]
 QUIET = Talk(quiet=True)
@@ -229,3 +232,21 @@ def test_the_record_says_where_it_went_on(cut: Cut) -> None:
     run = go_on(cut(3), {}, talk=QUIET)
     (resumed,) = json.loads((run.path / "env.json").read_text())["resumed"]
     assert resumed["from"] == "step-000003"
+
+
+def test_a_run_whose_every_update_is_left_out_has_trained_nothing(
+    llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SFTModel, "forward", _not_a_number)
+    data = write_rows(tmp_path / "rows.jsonl", PAIRS)
+    config = Config(data=(str(data),), model=str(llama_dir), output=str(tmp_path / "run"),
+                    **SETTINGS | {"val": None, "eval_every": "auto",
+                                  "skip_bad_steps": 99})  # fmt: skip
+    with pytest.raises(DuitiError, match="every update was left out"):
+        finetune(config, talk=QUIET)
+    assert not Run(tmp_path / "run").is_finished
+
+
+def _not_a_number(sft: SFTModel, batch: Batch) -> tuple[torch.Tensor, int | float]:
+    total = torch.stack([p.sum() for p in sft.parameters() if p.requires_grad]).sum()
+    return total * float("nan"), batch.weight_sum

@@ -18,6 +18,7 @@ from typing import Any
 
 from duiti.config import Config
 from duiti.durable import remove_leftovers
+from duiti.errors import DuitiError
 from duiti.eval.evaluate import held_out_loss
 from duiti.fit import Fit, fit_memory
 from duiti.lock import held
@@ -146,6 +147,12 @@ def _make(job: Job, talk: Talk) -> tuple[RunState, Expected | None]:
         write_resumed(folder, job.stopped)
     with Stopping(partial(say_stopping, talk)) as stopping:
         state = _run_updates(job, shop, state, stopping, talk)
+        if state.last is None:
+            raise DuitiError(
+                "nothing was trained: every update was left out",
+                why="the loss or the gradient of each was not finite",
+                fix="a lower --learning-rate, or look at the rows that were named",
+            )
         model.eval()
         samples.write(folder, shop.tuned)
         expected = _expected(shop, material, talk) if config.proof else None
