@@ -40,6 +40,9 @@ type: setup
 
 check: lint type test  ## what has to pass before a commit
 
+faults: setup  ## every fault of docs/reliability.md, made for real, and its table (WRITE=1: into the page)
+	cd tests && ../$(BIN)/python -m faults.run_matrix $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write)
+
 # Made-up rows, or real ones: DATA, MAP (fields of DATA) and DATA_ZH with the TOKENIZER (a tokenizer.json).
 # SCENARIO="lora-4-bf16 tiny" measures only those; WRITE=1 puts the tables into README and docs.
 SPEED = $(if $(DATA),--data $(DATA)) $(if $(MAP),--map $(MAP)) $(if $(DATA_ZH),--data-zh $(DATA_ZH)) \

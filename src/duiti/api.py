@@ -101,10 +101,7 @@ def evaluate(
         UsageError: no such run, file or metric.
         DataError: rows that cannot be used.
     """
-    for name in metrics:
-        if name not in METRICS:
-            hint = did_you_mean(name, METRICS)
-            raise UsageError(f"no metric {name}.{hint}", fix=f"known: {', '.join(METRICS)}")
+    check_metrics(metrics)
     model = (
         run
         if isinstance(run, Model)
@@ -136,6 +133,18 @@ def evaluate(
         "n": ledger.total.kept,
         "supervised_tokens": ledger.total.supervised,
     }
+
+
+def check_metrics(names: Collection[str]) -> None:
+    """Whether all of them are metrics, asked before a model is loaded.
+
+    Raises:
+        UsageError: one that is none.
+    """
+    for name in names:
+        if name not in METRICS:
+            hint = did_you_mean(name, METRICS)
+            raise UsageError(f"no metric {name}.{hint}", fix=f"known: {', '.join(METRICS)}")
 
 
 def export(

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 from rich.console import Console
 
 from duiti.config import Config, load_config
 from duiti.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from duiti.infer.model import Model
 
 Flag = Annotated[bool, Parameter(negative=())]
 Settings = Annotated[Config, Parameter(name="*")]
@@ -193,6 +197,7 @@ def chat(
         template=template,
         trust_remote_code=trust_remote_code,
     )
+    _say_notes(loaded)
     if base and not loaded.is_tuned:
         raise UsageError(f"--base: {loaded.name} is a base model already")
     session = Chat(
@@ -245,19 +250,14 @@ def eval_(
     trust_remote_code
         Run Python code that comes with the model.
     """
-    from duiti.api import evaluate
+    from duiti.api import check_metrics, evaluate
+    from duiti.infer.model import load
 
     renamed = load_config(None, {"map": map}).map if map else None
-    found = evaluate(
-        model,
-        data,
-        metrics=metric,
-        map=renamed,
-        template=template,
-        device=device,
-        on_bad_row=on_bad_row,
-        trust_remote_code=trust_remote_code,
-    )
+    check_metrics(metric)
+    loaded = load(model, device=device, template=template, trust_remote_code=trust_remote_code)
+    _say_notes(loaded)
+    found = evaluate(loaded, data, metrics=metric, map=renamed, on_bad_row=on_bad_row)
     if json_:
         print(json.dumps(found))
         return
@@ -335,6 +335,12 @@ def doctor(*, json_: Json = False) -> None:
         print(json.dumps(findings))
     else:
         print_findings(findings)
+
+
+def _say_notes(model: Model) -> None:
+    """What is good to know of a model that was opened."""
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _merge(file: Path | None, data: tuple[str, ...], settings: Config) -> Config:
