@@ -9,7 +9,7 @@ PEER   := .venv-trl
 # Threads that wait should not spin: see duiti/cli.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test fmt lint type check bench bench-quick bench-methods bench-data tiny-base clean
+.PHONY: setup demo test fmt lint type check faults fuzz bench bench-quick bench-methods bench-data tiny-base clean
 
 setup: $(READY)
 
@@ -42,6 +42,9 @@ check: lint type test  ## what has to pass before a commit
 
 faults: setup  ## every fault of docs/reliability.md, made for real, and its table (WRITE=1: into the page)
 	cd tests && ../$(BIN)/python -m faults.run_matrix $(if $(ONLY),--only $(ONLY)) $(if $(WRITE),--write)
+
+fuzz: setup  ## mutated input for every parser, SECONDS_EACH (60) seconds each
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(or $(SECONDS_EACH),60)
 
 # Made-up rows, or real ones: DATA, MAP (fields of DATA) and DATA_ZH with the TOKENIZER (a tokenizer.json).
 # SCENARIO="lora-4-bf16 tiny" measures only those; WRITE=1 puts the tables into README and docs.
