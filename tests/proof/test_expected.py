@@ -40,10 +40,11 @@ def store(*lengths: int) -> ExampleStore:
 
 
 def test_held_out_rows_come_first_and_short_ones_with_enough_to_score() -> None:
-    assert held_out_rows(ExampleStore(), store(9, 10)) == held_out_rows(store(9, 10))
     lengths = [len(row.ids) for row in held_out_rows(store(60, 4, 40, 2 * ENOUGH, 50))]
     assert lengths == [32, 40, 50, 60, 4]
-    assert len(held_out_rows(store(*[40] * 20))) == NUM_ROWS
+    assert held_out_rows(ExampleStore(), store(9, 10)) == held_out_rows(store(9, 10))
+    lengths = [len(row.ids) for row in held_out_rows(store(80, 70), store(33, *[40] * 20))]
+    assert lengths == [70, 80, 33, *[40] * (NUM_ROWS - 3)]
 
 
 def test_tokens_are_bounded_and_a_row_too_long_is_cut_to_its_first_answer() -> None:

@@ -293,7 +293,30 @@ def test_a_proof_at_midnight_judges_no_prompt_that_holds_the_date(lora: Saved) -
 def test_a_number_that_is_none_is_found(lora: Saved) -> None:
     _, found = lora.looked_at()
     found["tuned"][0][0] = math.nan
-    assert "is not what was trained" in "".join(judge(lora.expected, found, seconds=0.0).problems)
+    for epsilon in (2**-24, 2**-9):
+        expected = replace(lora.expected, epsilon=epsilon)
+        (problem,) = judge(expected, found, seconds=0.0).problems
+        assert "is not what was trained: log-probabilities are off by nan nats" in problem
+
+
+def test_a_process_that_does_not_agree_with_itself_is_no_excuse(lora: Saved) -> None:
+    _, found = lora.looked_at()
+    found["rounding"] = [[[p + 1 for p in row] for row in rows] for rows in found["rounding"]]
+    assert judge(lora.expected, found, seconds=0.0).rounding.largest < 1e-4
+    found["tuned"] = found["rounding"][0]
+    assert "is not what was trained" in judge(lora.expected, found, seconds=0.0).problems[0]
+
+
+def test_half_precision_may_send_a_token_elsewhere_but_not_many(lora: Saved) -> None:
+    """As a mixture of experts does."""
+    _, found = lora.looked_at()
+    half = replace(lora.expected, epsilon=2**-9)
+    found["tuned"][0][0] += 1.0
+    assert judge(half, found, seconds=0.0).problems == ()
+    assert "is not what was trained" in judge(lora.expected, found, seconds=0.0).problems[0]
+    for row in found["tuned"]:
+        row[1] += 1.0
+    assert "is not what was trained" in judge(half, found, seconds=0.0).problems[0]
 
 
 def test_a_spoiled_model_is_found(full: Saved, tmp_path: Path) -> None:

@@ -76,26 +76,29 @@ class Expected:
         return self.scale is not None
 
     @property
+    def is_exact(self) -> bool:
+        """Whether products are float32, all of them."""
+        return self.epsilon == EPSILONS[torch.float32]
+
+    @property
     def num_tokens(self) -> int:
         """Tokens whose log-probability is compared."""
         return sum(len(row.scored) for row in self.rows)
 
 
 def held_out_rows(*stores: ExampleStore) -> list[Scored]:
-    """A few short rows of the first store that has any, those with enough to score first."""
-    store = next((store for store in stores if len(store)), ExampleStore())
-    is_short = store.num_supervised < ENOUGH
-    # Of equal length in the order of the file: the same run is measured on the same rows.
-    order = np.lexsort((store.lengths, is_short))
+    """A few short rows, of each store those with enough to score first; of the next one (the rows
+    that were trained on) only as many as the ones before it leave free."""
     rows: list[Scored] = []
     left = MAX_TOKENS
-    for index in order[:MAX_LOOKED_AT].tolist():
-        if len(rows) == NUM_ROWS:
-            break
-        if not rows or store.lengths[index] <= left:
-            row = scored_part(store[index], left)
-            left -= len(row.ids)
-            rows.append(row)
+    for store in stores:
+        # Of equal length in the order of the file: the same run is measured on the same rows.
+        order = np.lexsort((store.lengths, store.num_supervised < ENOUGH))
+        for index in order[:MAX_LOOKED_AT].tolist():
+            if len(rows) < NUM_ROWS and (not rows or store.lengths[index] <= left):
+                row = scored_part(store[index], left)
+                left -= len(row.ids)
+                rows.append(row)
     return rows
 
 
