@@ -24,7 +24,7 @@ from faults.place import (
     train_line,
     until,
 )  # fmt: skip
-from faults.warm import LIMIT_S, Started, command, environment
+from faults.warm import LIMIT_S, NO_FAULTS, Started, command, environment
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NUM_RANDOM = 20
@@ -107,6 +107,27 @@ def while_resuming(world: World) -> Iterator[Trial]:
     until_first = next(n for n, line in enumerate(lines, 1) if "step-000015.tmp" in line)
     for number in range(1, until_first):
         yield f"{number}: before {lines[number - 1]}", partial(trial, number)
+
+
+def in_the_proof(world: World) -> Iterator[Trial]:
+    """The finished run is there; another process is looking at it."""
+
+    def trial(number: signal.Signals) -> str:
+        place = world.begun()
+        started = place.starts_training(NO_FAULTS, "--proof")
+        until(
+            lambda: "README.md" in os.listdir(place.run) if place.run.is_dir() else False, started
+        )
+        time.sleep(0.2)
+        kill(started, number)
+        done = ended(started).ends(-9, 130)
+        must(not (place.run / "proof.json").exists(), "it was killed too late")
+        again = place.resume().ends(0)
+        must((place.run / "proof.json").is_file(), f"not proven, and nothing said: {again.brief}")
+        return f"exit {done.code}, proven when it goes on"
+
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        yield number.name, partial(trial, number)
 
 
 def in_a_write(world: World) -> Iterator[Trial]:
@@ -309,6 +330,10 @@ FAULTS = [
     Fault(
         name="end", number="F2", what="the same while the finished run is written",
         expected=SAME, trials=at_the_end, num_sampled=1,
+    ),
+    Fault(
+        name="proof", number="F2", what="killed or stopped while the finished run is proven",
+        expected="the proof is made when the run goes on", trials=in_the_proof,
     ),
     Fault(
         name="resuming", number="F2", what="the same while a run goes on, until it saves",
