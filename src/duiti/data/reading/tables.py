@@ -13,6 +13,7 @@ over several lines, no one can say where the next row begins: reading ends (`RES
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from io import BufferedReader
 from duiti.data.reading.json_rows import REST_UNREAD
 from duiti.errors import UsageError, shown_name
 from duiti.types import Origin, Rejected, Row
+
+MAX_RECORD_LINES = 1_000_000
+"""Of a record; so many are a quote that was never closed."""
 
 _MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _ESCAPED = re.compile("[\udc80-\udcff]")
@@ -87,7 +91,7 @@ class _Records:
         self.is_lost = False
         """It is not known where the next record begins."""
         self._file, self._limit = file, limit
-        self._lines: list[str] = []
+        self._text = io.StringIO()  # of short lines, a list would take fifty times as much
         self._size = 0
         self._reader = csv.reader(self._read_lines(), delimiter=delimiter, strict=True)
         mark = re.escape(delimiter)
@@ -98,7 +102,7 @@ class _Records:
         """The fields of the next record; None at the end. Of one at fault they mean nothing."""
         fields: list[str] = []
         while not fields and not self.is_lost:
-            self._lines, self._size, self.fault = [], 0, ""
+            self._text, self._size, self.fault = io.StringIO(), 0, ""
             self.first_line = self.last_line + 1
             try:
                 fields = next(self._reader)  # [] is a blank line
@@ -109,11 +113,13 @@ class _Records:
                 self.is_lost = self.last_line > self.first_line
                 return fields
             except _TooLong:
-                self.fault, self.is_lost = f"longer than {self._limit >> 20} MiB", True
+                lines = f"{MAX_RECORD_LINES:,} lines" if self._size <= self._limit else ""
+                self.fault = f"longer than {lines or f'{self._limit >> 20} MiB'}"
+                self.is_lost = True
                 return fields
             # The csv module takes a quote within an unquoted field as it is. RFC 4180 does not, and
             # what follows a forgotten quote looks like that.
-            text = "".join(self._lines)
+            text = self._text.getvalue()
             if not self.fault and '"' in text and not self._well_formed.fullmatch(text):
                 self.fault = "a quote in a field that is not in quotes"
         return fields or None
@@ -122,7 +128,7 @@ class _Records:
         while line := self._file.readline(self._limit - self._size + 1):
             self.last_line += 1
             self._size += len(line)
-            if self._size > self._limit:
+            if self._size > self._limit or self.last_line - self.first_line > MAX_RECORD_LINES:
                 raise _TooLong
             # What is no text must not end the record: the next one would begin within its quotes.
             text = line.decode("utf-8", "surrogateescape")
@@ -130,7 +136,7 @@ class _Records:
                 self.fault = f"not UTF-8 in line {self.last_line}"
             if "\0" in text:
                 self.fault = "has a NUL character (U+0000)"
-            self._lines.append(text)
+            self._text.write(text)
             yield text
 
 
