@@ -144,4 +144,4 @@ def test_damaged_weights_end_in_an_error_within_ten_seconds_and_a_gigabyte(
     (folder / "model.safetensors").write_bytes(WEIGHTS[name])
     found = limited(LOAD, folder)
     assert found.startswith(str(folder)), found
-    assert "why:" in found
+    assert "why:" in found or "missing in its files" in found
