@@ -225,7 +225,7 @@ FAULTS = [
     ),
     Fault(
         name="elsewhere", number="F33", what="gone on from another folder, by several names",
-        expected="the same bytes", trials=elsewhere, num_sampled=1,
+        expected="the same bytes", trials=elsewhere,
     ),
     Fault(
         name="moved", number="F33", what="the run's folder is renamed", trials=moved,

@@ -321,7 +321,7 @@ FAULTS = [
     Fault(
         name="save", number="F2", what="kill -9 between any two changes that a save makes",
         expected=f"the older checkpoint is whole; {SAME}; nothing is left behind",
-        trials=in_a_save, num_sampled=2,
+        trials=in_a_save, num_sampled=1,
     ),
     Fault(
         name="beginning", number="F2", what="the same before the first checkpoint",
@@ -356,7 +356,6 @@ FAULTS = [
     Fault(
         name="signal-save", number="F4", what="a signal during a save",
         expected=f"the save is finished once, exit 130; {SAME}", trials=signal_in_a_save,
-        num_sampled=1,
     ),
     Fault(
         name="signals-save", number="F4", what="two signals during a save",
