@@ -19,8 +19,9 @@ LAYERS = [
     {"__main__"},
     {"cli", "verbs", "demo", "doctor", "listing", "api"},
     {"checking", "sft", "saving", "workshop"},
-    {"record", "summary", "fit", "plan", "material", "identity", "stopped", "proof", "selfcheck"},
+    {"record", "summary", "fit", "plan", "material", "identity", "stopped", "selfcheck"},
     {"eval", "exporting"},
+    {"proof"},
     {"training", "infer"},
     {"model", "data"},
     {

@@ -153,6 +153,7 @@ def export(
     output: str | Path,
     *,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    proof: bool = True,
     trust_remote_code: bool = False,
 ) -> MergeReport:
     """Write the trained model in a format that others load, and measure that it is the same.
@@ -167,7 +168,9 @@ def export(
         raise UsageError(f"no export format {format}", fix="known: merged")
     found = run if isinstance(run, Run) else open_run(run)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
-    return export_merged(found, Path(output), dtype=wanted, trust_remote_code=trust_remote_code)
+    return export_merged(
+        found, Path(output), dtype=wanted, proof=proof, trust_remote_code=trust_remote_code
+    )
 
 
 def _source(data: str | Path | Rows) -> Source:

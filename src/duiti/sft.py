@@ -171,8 +171,7 @@ def _expected(shop: Workshop, material: Material, talk: Talk) -> Expected | None
     chats = sample_chats(material.template, material.options, files, stores)
     try:
         return expectations(shop.sft.model, held_out_rows(*stores), chats,
-                            dtype=shop.sft.compute_dtype, stops=shop.stops,
-                            date=shop.config.date)  # fmt: skip
+                            dtype=shop.sft.compute_dtype, stops=shop.stops)  # fmt: skip
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

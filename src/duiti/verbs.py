@@ -287,6 +287,7 @@ def export(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    proof: bool = True,
     json_: Json = False,
     trust_remote_code: Flag = False,
 ) -> None:
@@ -302,6 +303,8 @@ def export(
         Folder to create.
     dtype
         Of the weights; auto is that of the base model.
+    proof
+        Open the folder in a new process, with plain transformers, and hold it against the run.
     json_
         Print one JSON object instead.
     trust_remote_code
@@ -315,6 +318,7 @@ def export(
         format,
         output,
         dtype=dtype,
+        proof=proof,
         trust_remote_code=trust_remote_code,
     )
     print(json.dumps(report.as_dict()) if json_ else report)

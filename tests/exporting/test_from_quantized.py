@@ -89,7 +89,7 @@ def test_peft_loads_the_adapter_onto_the_original_base(run: Run) -> None:
 
 
 def test_the_merged_files_are_the_original_base_and_the_adapter(run: Run, tmp_path: Path) -> None:
-    export_merged(run, tmp_path / "merged", dtype=torch.float32)
+    export_merged(run, tmp_path / "merged", dtype=torch.float32, proof=False)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     expected = base_of(run).state_dict()
     adapter = load_file(run.path / "adapter_model.safetensors")
@@ -104,7 +104,7 @@ def test_the_merged_files_are_the_original_base_and_the_adapter(run: Run, tmp_pa
 
 
 def test_the_report_tells_how_far_the_trained_model_is(run: Run, tmp_path: Path) -> None:
-    report = export_merged(run, tmp_path / "merged", dtype=torch.float32)
+    report = export_merged(run, tmp_path / "merged", dtype=torch.float32, proof=False)
     assert report.max_logprob_error <= 1e-4
     found = report.from_quantized
     assert found is not None
@@ -148,7 +148,7 @@ def test_without_held_out_answers_a_fixed_text_is_measured_on(
         ROWS, model=str(llama_dir), output=str(tmp_path / "run"), quantize="nf4", max_steps=1,
         device="cpu", proof=False, quiet=True,
     )  # fmt: skip
-    found = export_merged(run, tmp_path / "merged").from_quantized
+    found = export_merged(run, tmp_path / "merged", proof=False).from_quantized
     assert found is not None
     assert "fixed text" in found.text
     assert found.num_positions > 100
@@ -162,7 +162,7 @@ def test_a_run_on_a_plain_base_is_compared_with_itself_only(
         ROWS, model=str(llama_dir), output=str(tmp_path / "run"), max_steps=1, device="cpu",
         proof=False, quiet=True,
     )  # fmt: skip
-    report = export_merged(run, tmp_path / "merged")
+    report = export_merged(run, tmp_path / "merged", proof=False)
     assert report.from_quantized is None
     assert len(str(report).splitlines()) == 1
 

@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from duiti import api
 from duiti.errors import DuitiError, UsageError
+from duiti.exporting import merge as merge_module
 from duiti.exporting.merge import MAX_ERROR, export_merged
 from duiti.infer.model import load
 from duiti.manifest import Damaged, read_manifest
 from duiti.model.artefact import read_artefact
 from duiti.run import Run
+from duiti.training.save import save_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
 
@@ -57,7 +59,7 @@ def log_probabilities(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def test_the_merged_model_opens_in_plain_transformers_and_computes_the_same(
     run: Run, tmp_path: Path
 ) -> None:
-    report = export_merged(run, tmp_path / "merged")
+    report = export_merged(run, tmp_path / "merged", proof=False)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     adapted = load(run, device="cpu", dtype=torch.float32).hf
     with torch.no_grad():
@@ -74,7 +76,7 @@ def test_the_merged_model_opens_in_plain_transformers_and_computes_the_same(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_report_tells_what_one_measures(run: Run, tmp_path: Path, dtype: torch.dtype) -> None:
-    report = export_merged(run, tmp_path / "merged", dtype=dtype)
+    report = export_merged(run, tmp_path / "merged", dtype=dtype, proof=False)
     files = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert stored.dtype == dtype
@@ -97,15 +99,15 @@ def test_the_report_tells_what_one_measures(run: Run, tmp_path: Path, dtype: tor
 
 
 def test_a_bfloat16_merge_rounds_the_float32_sum_once(run: Run, tmp_path: Path) -> None:
-    export_merged(run, tmp_path / "wide")
-    export_merged(run, tmp_path / "low", dtype=torch.bfloat16)
+    export_merged(run, tmp_path / "wide", proof=False)
+    export_merged(run, tmp_path / "low", dtype=torch.bfloat16, proof=False)
     wide = AutoModelForCausalLM.from_pretrained(tmp_path / "wide").state_dict()
     low = AutoModelForCausalLM.from_pretrained(tmp_path / "low").state_dict()
     assert all(torch.equal(tensor.to(torch.bfloat16), low[name]) for name, tensor in wide.items())
 
 
 def test_tokenizer_template_and_stops_travel_along(run: Run, tmp_path: Path) -> None:
-    export_merged(run, tmp_path / "merged")
+    export_merged(run, tmp_path / "merged", proof=False)
     own, merged = (AutoTokenizer.from_pretrained(p) for p in (run.path, tmp_path / "merged"))
     asked = [{"role": "user", "content": "Who?"}]
     given = {"add_generation_prompt": True, "tokenize": False}
@@ -122,28 +124,28 @@ def test_tokenizer_template_and_stops_travel_along(run: Run, tmp_path: Path) -> 
 def test_the_run_and_its_base_are_left_as_they_were(run: Run, tmp_path: Path) -> None:
     folders = (run.path, Path(run.config.model))
     before = [p.read_bytes() for f in folders for p in sorted(f.rglob("*")) if p.is_file()]
-    export_merged(run, tmp_path / "merged")
+    export_merged(run, tmp_path / "merged", proof=False)
     assert before == [p.read_bytes() for f in folders for p in sorted(f.rglob("*")) if p.is_file()]
 
 
 def test_a_folder_that_holds_something_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match="not empty"):
-        export_merged(run, tmp_path)
+        export_merged(run, tmp_path, proof=False)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(UsageError, match="not empty"):
-        export_merged(run, tmp_path / "mine.txt")
+        export_merged(run, tmp_path / "mine.txt", proof=False)
 
 
 def test_an_empty_folder_is_used(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert export_merged(run, tmp_path / "empty").argmax_changes == 0
+    assert export_merged(run, tmp_path / "empty", proof=False).argmax_changes == 0
 
 
 def test_the_folder_carries_its_hashes_and_is_refused_when_one_differs(
     run: Run, tmp_path: Path
 ) -> None:
-    export_merged(run, tmp_path / "merged")
+    export_merged(run, tmp_path / "merged", proof=False)
     artefact = read_artefact(tmp_path / "merged")
     assert artefact.kind == "model"
     assert artefact.trained_on == read_artefact(run.path).trained_on
@@ -164,10 +166,10 @@ def test_a_run_that_did_not_finish_or_is_damaged_is_not_exported(run: Run, tmp_p
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(Damaged, match=r"adapter_model\.safetensors"):
-        export_merged(copied, tmp_path / "merged")
+        export_merged(copied, tmp_path / "merged", proof=False)
     (copied.path / "manifest.json").unlink()
     with pytest.raises(UsageError, match="did not finish"):
-        export_merged(copied, tmp_path / "merged")
+        export_merged(copied, tmp_path / "merged", proof=False)
     assert not (tmp_path / "merged").exists()
 
 
@@ -180,7 +182,7 @@ def test_on_another_base_of_the_same_shape_nothing_is_merged(run: Run, tmp_path:
     settings = (copied.path / "config.yaml").read_text()
     (copied.path / "config.yaml").write_text(settings.replace(run.config.model, str(other)))
     with pytest.raises(DuitiError, match="was not trained on this base"):
-        export_merged(copied, tmp_path / "merged")
+        export_merged(copied, tmp_path / "merged", proof=False)
     assert not (tmp_path / "merged").exists()
 
 
@@ -190,7 +192,7 @@ def test_where_the_disk_refuses_nothing_is_left(run: Run, tmp_path: Path, num_by
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
         with pytest.raises(DuitiError, match="files may not become so large here") as caught:
-            export_merged(run, tmp_path / "deeper" / "merged")
+            export_merged(run, tmp_path / "deeper" / "merged", proof=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(tmp_path / "deeper" / "merged") in caught.value.what
@@ -202,7 +204,7 @@ def test_a_merge_that_is_off_is_refused_with_the_number_and_leaves_nothing(
 ) -> None:
     monkeypatch.setitem(MAX_ERROR, torch.bfloat16, 1e-9)
     with pytest.raises(DuitiError, match=r"log-probabilities are off by up to [0-9.e-]+ nats"):
-        export_merged(run, tmp_path / "merged", dtype=torch.bfloat16)
+        export_merged(run, tmp_path / "merged", dtype=torch.bfloat16, proof=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,9 +213,34 @@ def test_a_run_without_adapters_is_exported_too(
     llama_dir: Path, tmp_path: Path, method: str
 ) -> None:
     run = train(llama_dir, tmp_path / "run", method=method)
-    report = export_merged(run, tmp_path / "merged")
+    report = export_merged(run, tmp_path / "merged", proof=False)
     assert report.max_logprob_error == 0.0
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(run.path).eval()(ids()).logits
         assert torch.equal(plain(ids()).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fresh_process_proves_what_was_exported(
+    run: Run, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    report = export_merged(run, tmp_path / "merged", dtype=dtype)
+    assert report.proof is not None
+    assert report.proof.num_tokens > 0
+    assert report.proof.describe() in str(report)
+    assert json.loads((tmp_path / "merged" / "proof.json").read_text())["passed"] is True
+
+
+def test_an_export_that_the_proof_refuses_is_an_error_with_the_number(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison of weights passes: the fault is in what a loader makes of the folder."""
+
+    def spoil(tokenizer: object, folder: Path) -> None:
+        save_tokenizer(tokenizer, folder)
+        (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+
+    monkeypatch.setattr(merge_module, "save_tokenizer", spoil)
+    with pytest.raises(DuitiError, match="chat template"):
+        export_merged(run, tmp_path / "merged")

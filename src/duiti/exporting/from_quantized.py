@@ -75,14 +75,19 @@ class AsTrained:
 def as_trained(run: Run, *, trust_remote_code: bool = False) -> AsTrained:
     """The trained model, its base in four bits, on the run's own samples or on a fixed text."""
     model = load(run, device="cpu", dtype=torch.float32, trust_remote_code=trust_remote_code)
-    samples = _samples_of(run, model)
-    text = f"{len(samples)} held-out answers of the run"
-    if not samples:
-        # With what the tokenizer begins a text with: some models are lost without it.
-        encoded = [model.tokenizer.encode(text) for text in SAMPLE_TEXTS]
-        samples = [(ids[:1], ids[1:]) for ids in encoded if len(ids) > 1]
-        text = "a fixed text (the run has no held-out answers)"
+    text, samples = answers_of(run, model)
     return AsTrained(text, samples, *_predictions(model.hf, samples))
+
+
+def answers_of(run: Run, model: Model) -> tuple[str, list[tuple[list[int], list[int]]]]:
+    """What may be compared, in words, and the ids: given, and to follow."""
+    samples = _samples_of(run, model)
+    if samples:
+        return f"{len(samples)} held-out answers of the run", samples
+    # With what the tokenizer begins a text with: some models are lost without it.
+    encoded = [model.tokenizer.encode(text) for text in SAMPLE_TEXTS]
+    samples = [(ids[:1], ids[1:]) for ids in encoded if len(ids) > 1]
+    return "a fixed text (the run has no held-out answers)", samples
 
 
 def from_quantized(model: PreTrainedModel, trained: AsTrained) -> FromQuantized:

@@ -5,7 +5,7 @@
 
 The result opens in plain transformers (and anything that reads its format), tokenizer, template and
 stop tokens included. What is reported is measured on the files: they are loaded again and compared
-with the adapted model.
+with the adapted model; and a fresh process, which knows nothing of duiti, proves the folder.
 
 An adapter that was trained on a base in four bits (`quantize: nf4`) is merged into the original
 base, which is not quite the one that it was trained on. How far the result is from the model that
@@ -21,20 +21,26 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from duiti.data.jobs import PrepareOptions
 from duiti.disk_errors import explained
 from duiti.durable import make_folder, new_folder
 from duiti.errors import DuitiError, UsageError
 from duiti.exporting.from_quantized import (
     AsTrained,
     FromQuantized,
+    answers_of,
     as_trained,
     from_quantized,
     log_probabilities,
 )
-from duiti.infer.model import load
+from duiti.infer.model import Model, load
 from duiti.model.artefact import Artefact, write_artefact
 from duiti.model.load import load_config, resolve
 from duiti.model.lora import merge
+from duiti.proof.chats import sample_chats
+from duiti.proof.expected import NUM_ROWS, Expected, expectations, scored_answer
+from duiti.proof.prove import prove
+from duiti.proof.verdict import Proof
 from duiti.run import Run
 from duiti.training.save import save_tokenizer
 
@@ -56,6 +62,8 @@ class MergeReport:
     num_positions: int
     from_quantized: FromQuantized | None = None
     """Where the base was in four bits: how far from the model that was trained."""
+    proof: Proof | None = None
+    """What a fresh process found in the folder; None where it was not asked."""
 
     def as_dict(self) -> dict[str, object]:
         """The machine-readable form."""
@@ -67,6 +75,7 @@ class MergeReport:
             "argmax_changes": self.argmax_changes,
             "num_positions": self.num_positions,
             "from_quantized": asdict(self.from_quantized) if self.from_quantized else None,
+            "proof": None if self.proof is None else self.proof.as_dict(),
         }
 
     def __str__(self) -> str:
@@ -80,22 +89,30 @@ class MergeReport:
         ]
         if self.from_quantized is not None:
             lines += [str(self.from_quantized)]
+        if self.proof is not None:
+            lines += [self.proof.describe()]
         return "\n".join(lines)
 
 
 def export_merged(
-    run: Run, output: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    run: Run,
+    output: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    proof: bool = True,
+    trust_remote_code: bool = False,
 ) -> MergeReport:
     """Write the merged model of a run to a new folder, which is there when all of it is, compared
     and with the hash of every file in its `manifest.json`; or not at all.
 
     Args:
         dtype: of the weights; default: that of the base model's files.
+        proof: have a fresh process open the folder with plain transformers.
 
     Raises:
         UsageError: the folder exists and holds something; the run did not finish.
         DuitiError: the run is damaged, its base another, the disk full, or the written files do
-        not compute what the adapted model does.
+        not compute what the adapted model does (where only the proof fails, they stay).
     """
     run.require_finished()
     _require_free(output)
@@ -108,6 +125,7 @@ def export_merged(
     model = load(
         run, device="cpu", dtype=torch.float32, quantize="none", trust_remote_code=trust_remote_code
     )
+    _, answers = answers_of(run, model)
     probe = probe_ids(model.hf)
     expected = log_probabilities(model.hf, probe)
     merge(model.hf)
@@ -117,6 +135,7 @@ def export_merged(
             output.rmdir()  # it is empty, and there again when all is in it
     with new_folder(output, num_bytes=_num_bytes(model.hf, dtype)) as made:
         nn.Module.to(model.hf, dtype).save_pretrained(made)
+        merged = _expected(model, answers, config.date) if proof else None
         save_tokenizer(model.tokenizer, made)
         names = [path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()]
         assert model.trained_on is not None  # a run always knows
@@ -129,7 +148,10 @@ def export_merged(
                 why=f"the merged weights, rounded to {dtype}, are not the trained model",
                 fix="--dtype float32 keeps them exact",
             )
-    return replace(report, path=output)
+    proven = None
+    if merged is not None:
+        proven = prove(output, merged, base=None, trust_remote_code=trust_remote_code)
+    return replace(report, path=output, proof=proven)
 
 
 def probe_ids(model: PreTrainedModel, *, rows: int = 4, length: int = 64) -> Tensor:
@@ -137,6 +159,16 @@ def probe_ids(model: PreTrainedModel, *, rows: int = 4, length: int = 64) -> Ten
     size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(size, (rows, length), generator=generator)
+
+
+def _expected(model: Model, answers: list[tuple[list[int], list[int]]], date: str) -> Expected:
+    """What the merged model in memory says, as it was written."""
+    options = PrepareOptions(date=date, special_tokens=model.special_tokens)
+    rows = [scored_answer(given, answer) for given, answer in answers[:NUM_ROWS]]
+    stops = model.hf.generation_config.eos_token_id if model.hf.generation_config else None
+    listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    chats = sample_chats(model.template, options, [], [])
+    return expectations(model.hf, rows, chats, dtype=model.hf.dtype, stops=listed)
 
 
 def _require_free(output: Path) -> None:

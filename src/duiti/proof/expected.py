@@ -127,7 +127,6 @@ def expectations(
     *,
     dtype: torch.dtype,
     stops: Collection[int],
-    date: str = "",
 ) -> Expected:
     """What the model says of the rows, now.
 
@@ -135,7 +134,6 @@ def expectations(
         model: as it was trained, its adapters on.
         dtype: of its products in training.
         stops: tokens that end trained answers.
-        date: not read any more (`sample_chats` asks for it); goes as soon as no caller gives it.
     """
     plain = [{"ids": row.ids, "scored": row.scored} for row in rows]
     layers = lora_layers(model)
