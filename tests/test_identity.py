@@ -49,7 +49,7 @@ def test_read_again_it_is_the_same_in_every_part(base: Path, data: Path) -> None
     assert differences(first, second) == []
     assert first.data.examples + first.val.examples == len(ROWS)
     assert first.val.examples > 0
-    assert [name for name, _ in first.data.files] == [str(data)]
+    assert [name for name, _ in first.data.files] == [data.name]
     assert first.trained_on.base == str(base)
 
 
@@ -92,17 +92,17 @@ def test_a_changed_file_is_named(base: Path, data: Path) -> None:
     write_rows(data, [*ROWS[:-1], {"prompt": "Who?", "response": "Nobody."}])
     (found,) = differences(before, identity(base, data))
     assert found.key == "data"
-    assert found.what == f"{data} was changed"
+    assert found.what == f"{data.name} was changed"
     assert before.data.files[0][1].startswith(found.then.rstrip("…"))
     assert found.then != found.now
-    assert str(found) == f"data: {data} was changed ({found.then} → {found.now})"
+    assert str(found) == f"data: {data.name} was changed ({found.then} → {found.now})"
 
 
 def test_files_that_came_or_went_are_named(base: Path, data: Path, tmp_path: Path) -> None:
     other = write_rows(tmp_path / "other.jsonl", ROWS[:3])
     one, two = identity(base, data), identity(base, data, other)
-    assert [str(each) for each in differences(one, two)] == [f"data: {other} is new"]
-    assert [str(each) for each in differences(two, one)] == [f"data: {other} is gone"]
+    assert [str(each) for each in differences(one, two)] == [f"data: {other.name} is new"]
+    assert [str(each) for each in differences(two, one)] == [f"data: {other.name} is gone"]
 
 
 def test_another_order_of_the_same_files_is_other_data(
@@ -132,7 +132,7 @@ def test_a_changed_validation_file_is_told_apart(base: Path, data: Path, tmp_pat
     before = identity(base, data, val=str(held_out))
     write_rows(held_out, [{"prompt": "A?", "response": "C."}])
     (found,) = differences(before, identity(base, data, val=str(held_out)))
-    assert (found.key, found.what) == ("val", f"{held_out} was changed")
+    assert (found.key, found.what) == ("val", f"{held_out.name} was changed")
 
 
 def test_rows_from_python_are_known_by_what_is_made_of_them(base: Path) -> None:

@@ -51,6 +51,8 @@ def steps_of(folder: Path) -> list[int | None]:
 
 @pytest.fixture
 def opened(parts: Parts, tmp_path: Path) -> Callable[..., Checkpoints]:
+    (tmp_path / "env.json").write_text('{"id": "this run"}')
+
     def make(talk: Talk | None = None, **settings: object) -> Checkpoints:
         config = Config(model="m", **settings)
         return Checkpoints(tmp_path, config, {}, IDENTITY, *parts, talk or Talk(quiet=True))

@@ -250,3 +250,27 @@ def test_a_run_whose_every_update_is_left_out_has_trained_nothing(
 def _not_a_number(sft: SFTModel, batch: Batch) -> tuple[torch.Tensor, int | float]:
     total = torch.stack([p.sum() for p in sft.parameters() if p.requires_grad]).sum()
     return total * float("nan"), batch.weight_sum
+
+
+def test_a_whole_checkpoint_of_another_run_is_named_and_passed_over(
+    whole: Run, cut: Cut, llama_dir: Path, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", PAIRS)
+    other = Config(data=(str(data),), model=str(llama_dir), output=str(tmp_path / "other"),
+                   **SETTINGS)  # fmt: skip
+    finetune(other, talk=QUIET)  # the very same settings, even
+    folder = cut(3)
+    newest = folder / CHECKPOINTS / "step-000006"
+    shutil.copytree(tmp_path / "other" / CHECKPOINTS / "step-000006", newest)
+    found = find_stopped(locate(folder))
+    assert found.state.progress.step == 3
+    assert [(each.path, each.problem) for each in found.skipped] == [
+        (newest, "it belongs to another run")
+    ]
+    assert left(go_on(folder, {}, talk=QUIET)) == left(whole)
+
+
+def test_a_setting_that_makes_other_rows_is_allowed_with_its_rows(cut: Cut) -> None:
+    run = go_on(cut(2), {"train_on": "all"}, allowed=("train_on",), talk=QUIET)
+    assert run.is_finished
+    assert run.metrics[-1]["supervised_tokens"] > run.metrics[1]["supervised_tokens"]

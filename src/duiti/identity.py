@@ -32,7 +32,7 @@ class RowsIdentity:
     """Some rows: the files that they come from, and what became of them."""
 
     files: tuple[tuple[str, str], ...]
-    """(name, sha256) of each; none for rows that were given from Python."""
+    """(name without its folder, sha256) of each; none for rows that were given from Python."""
     examples: int
     sha256: str
     """Over all examples in their order: ids, and which of them are trained with which weight."""
@@ -171,7 +171,7 @@ def examples_digest(store: ExampleStore) -> str:
 def _rows(prepared: Prepared | None, store: ExampleStore) -> RowsIdentity:
     files = () if prepared is None else prepared.files
     return RowsIdentity(
-        files=tuple((file.name, file.sha256) for file in files),
+        files=tuple((Path(file.name).name, file.sha256) for file in files),
         examples=len(store),
         sha256=examples_digest(store),
     )

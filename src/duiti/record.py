@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
 import shlex
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ def write_start(folder: Path, config: Config, reasons: dict[str, str], material:
     write_config(folder, config, reasons)
     files = [file for prepared in material.prepared for file in prepared.files]
     environment = {
+        "id": secrets.token_hex(8),
         "duiti": duiti.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

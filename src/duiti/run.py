@@ -47,6 +47,20 @@ class Run:
         return load_config(self.path / CONFIG_FILE, {})
 
     @property
+    def id(self) -> str:
+        """What its checkpoints name it by, wherever it lies and whatever it is called.
+
+        Raises:
+            UsageError: `env.json` was damaged.
+        """
+        try:
+            environment = json.loads((self.path / ENV_FILE).read_text(encoding="utf-8"))
+            return str(environment["id"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            what = f"{self.path / ENV_FILE} does not say which run this is"
+            raise UsageError(what, why="it was changed, or is damaged") from None
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """One dict per update, as in `metrics.jsonl`."""
         try:

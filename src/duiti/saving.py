@@ -24,6 +24,7 @@ from torch import nn
 from duiti.config import Config, own_settings
 from duiti.identity import Identity
 from duiti.quantities import SaveEvery
+from duiti.run import Run
 from duiti.training.available import available_memory, resident_bytes
 from duiti.training.keeper import CHECKPOINTS, save
 from duiti.training.log import Talk, clock
@@ -69,6 +70,7 @@ class Checkpoints:
         self._folder = folder / CHECKPOINTS
         self._config = config
         self._facts: dict[str, Json] = {
+            "run": Run(folder).id,
             "config": own_settings(config),
             "reasons": dict(reasons),
             "identity": identity.as_dict(),

@@ -43,6 +43,13 @@ FREE = frozenset(
 )
 """Keys that may differ from the stopped run's: they do not decide what is trained, nor how."""
 
+_ROWS = ("data", "val")
+IMPLIED = {
+    **dict.fromkeys(("map", "filter", "train_on", "special_tokens", "date", "val", "seed"), _ROWS),
+    **dict.fromkeys(("max_length", "over_length", "template"), _ROWS),
+}
+"""Parts that cannot stay the same where a setting changes."""
+
 PARTS = ("data", "val", "base", "tokenizer", "template")
 """What else may be allowed to differ (`duiti.identity.Difference.key`)."""
 
@@ -107,6 +114,7 @@ class Stopped:
             UsageError: data, base, tokenizer or template are not those of the run.
         """
         found = differences(self.identity, now)
+        allowed = {*allowed, *(part for key in allowed for part in IMPLIED.get(key, ()))}
         _refuse(self.run, {each.key: each.describe() for each in found if each.key not in allowed})
         return tuple(str(each) for each in found)
 
@@ -143,7 +151,7 @@ def find_stopped(place: Place) -> Stopped:
             if each.problem is not None:
                 raise DuitiError(each.problem)
             state = read_state(each.path)
-            config, reasons, identity = _read_facts(each)
+            config, reasons, identity = _read_facts(each, place.run.id)
         except DuitiError as error:
             skipped.append(Candidate(each.path, each.step, error.what))
             continue
@@ -172,7 +180,9 @@ def _asked_for(place: Place) -> Iterator[Candidate]:
             yield each
 
 
-def _read_facts(found: Candidate) -> tuple[Config, dict[str, str], Identity]:
+def _read_facts(found: Candidate, run_id: str) -> tuple[Config, dict[str, str], Identity]:
+    if found.facts.get("run") != run_id:
+        raise DuitiError("it belongs to another run")
     match found.facts:
         case {"config": dict(config), "reasons": dict(reasons), "identity": identity}:
             told = {key: str(reason) for key, reason in reasons.items()}

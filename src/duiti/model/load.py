@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from duiti import tiny
@@ -223,8 +223,8 @@ def load_model(
     if missing:
         count = f"{len(missing)} tensors, such as" if len(missing) > 1 else "the tensor"
         raise DuitiError(f"{source.name}: {count} {missing[0]}, missing in its files")
-    for name, parameter in model.named_parameters():
-        if not _is_finite(parameter):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not _is_finite(tensor):
             raise DuitiError(f"{source.name}: the tensor {name} holds numbers that are not finite")
     if quantize == "nf4":
         stored = model.dtype
@@ -239,9 +239,9 @@ def load_model(
     return model
 
 
-def _is_finite(parameter: nn.Parameter) -> bool:
+def _is_finite(tensor: Tensor) -> bool:
     """Piece by piece: of a whole embedding, it would take more memory than training does."""
-    pieces = parameter.detach().reshape(-1).split(LOOKED_AT)
+    pieces = tensor.detach().reshape(-1).split(LOOKED_AT)
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
