@@ -13,6 +13,7 @@ import pytest
 import torch
 from made import write_rows
 
+from duiti import sft
 from duiti.config import Config
 from duiti.errors import DuitiError, UsageError
 from duiti.model.sft_model import SFTModel
@@ -274,3 +275,19 @@ def test_a_setting_that_makes_other_rows_is_allowed_with_its_rows(cut: Cut) -> N
     run = go_on(cut(2), {"train_on": "all"}, allowed=("train_on",), talk=QUIET)
     assert run.is_finished
     assert run.metrics[-1]["supervised_tokens"] > run.metrics[1]["supervised_tokens"]
+
+
+def test_a_run_whose_proof_fails_is_not_finished(
+    cut: Cut, whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DuitiError("the saved adapter changes nothing")
+
+    monkeypatch.setattr(sft, "prove", refuse)
+    folder = cut(5)
+    with pytest.raises(DuitiError, match="changes nothing"):
+        go_on(folder, {"proof": True}, talk=QUIET)
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert not Run(folder).is_finished
+    assert left(go_on(folder, {"proof": False}, talk=QUIET)) == left(whole)
+    assert Run(folder).is_finished

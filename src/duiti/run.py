@@ -101,7 +101,11 @@ _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors
 
 def is_run(path: Path) -> bool:
     """Whether a folder was made by `duiti train`."""
-    return (path / CONFIG_FILE).is_file() and (path / ENV_FILE).is_file()
+    try:
+        return (path / CONFIG_FILE).is_file() and (path / ENV_FILE).is_file()
+    except PermissionError as error:
+        what = f"{error.filename} cannot be read: permission denied"
+        raise UsageError(what, why="it belongs to another user") from None
 
 
 def open_run(name: str | Path) -> Run:

@@ -33,11 +33,11 @@ from duiti.record import before_samples, write_end, write_resumed, write_start
 from duiti.run import Run, new_run_folder
 from duiti.saving import Checkpoints
 from duiti.stopped import find_stopped, locate
-from duiti.summary import say_data, say_end, say_resumed, say_stopping
+from duiti.summary import say_data, say_end, say_proving, say_resumed, say_stopping
 from duiti.training.keeper import CHECKPOINTS, set_aside
 from duiti.training.log import RunLog, Talk, preparing
 from duiti.training.out_of_memory import is_out_of_memory, release_memory
-from duiti.training.save import save_weights
+from duiti.training.save import Saved, save_weights
 from duiti.training.signals import Interrupted, Stopping
 from duiti.training.state import RunState, load_tensors
 from duiti.training.step import is_done, train_steps
@@ -122,19 +122,21 @@ def _train(job: Job, talk: Talk) -> Run:
     """Train, save, and have a fresh process look at what was saved."""
     started = time.perf_counter()
     # The model is gone with this call: the proof needs its memory.
-    state, expected = _make(job, talk)
-    if expected is not None:
-        source = job.material.source
-        proof = prove(job.folder, expected, base=source.location,
-                      trust_remote_code=source.trust_remote_code)  # fmt: skip
-        talk.say("proof", proof.describe())
+    state, expected, saved = _make(job, talk)
+    with Stopping(partial(say_proving, talk)):
+        if expected is not None:
+            source = job.material.source
+            proof = prove(job.folder, expected, base=source.location,
+                          trust_remote_code=source.trust_remote_code)  # fmt: skip
+            talk.say("proof", proof.describe())
+        saved.close()
     say_end(job.folder, state, time.perf_counter() - started, talk)
     return Run(job.folder)
 
 
-def _make(job: Job, talk: Talk) -> tuple[RunState, Expected | None]:
-    """The table of contents. What is left of it in memory is where it ended, and what a proof of
-    the files has to find."""
+def _make(job: Job, talk: Talk) -> tuple[RunState, Expected | None, Saved]:
+    """The table of contents. What is left of it in memory is where it ended, what a proof of the
+    files has to find, and the folder that is to be closed after it."""
     material, folder = job.material, job.folder
     shop = set_up(job, talk)
     model, config = shop.sft.model, shop.config
@@ -157,10 +159,10 @@ def _make(job: Job, talk: Talk) -> tuple[RunState, Expected | None]:
         model.eval()
         samples.write(folder, shop.tuned)
         expected = _expected(shop, material, talk) if config.proof else None
-        save_weights(model, material.template, folder, config, material.source,
+        saved = save_weights(model, material.template, folder, config, material.source,
                      trained_stops=shop.stops, trained_on=shop.identity.trained_on)  # fmt: skip
         write_end(folder, config, material, state)
-    return state, expected
+    return state, expected, saved
 
 
 def _expected(shop: Workshop, material: Material, talk: Talk) -> Expected | None:

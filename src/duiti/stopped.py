@@ -115,7 +115,12 @@ class Stopped:
         """
         found = differences(self.identity, now)
         allowed = {*allowed, *(part for key in allowed for part in IMPLIED.get(key, ()))}
-        _refuse(self.run, {each.key: each.describe() for each in found if each.key not in allowed})
+        refused: dict[str, str] = {}
+        for each in found:
+            if each.key not in allowed:
+                before = f"{refused[each.key]}; " if each.key in refused else ""
+                refused[each.key] = before + each.describe()
+        _refuse(self.run, refused)
         return tuple(str(each) for each in found)
 
 

@@ -196,6 +196,11 @@ def say_stopping(talk: Talk, by: Signals) -> None:
     talk.say("stopping", f"{by.name}: after this update, with a checkpoint; again: at once")
 
 
+def say_proving(talk: Talk, by: Signals) -> None:
+    """That a signal was heard when there was nothing left to train."""
+    talk.say("stopping", f"{by.name}: the trained model is there; its proof comes first")
+
+
 def say_end(folder: Path, state: RunState, seconds: float, talk: Talk) -> None:
     """What came of it, and the next command."""
     assert state.last is not None  # a plan has at least one update

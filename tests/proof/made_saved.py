@@ -94,7 +94,7 @@ def make(
     trained_on = TrainedOn(**names)
     save_weights(
         model, template, folder, config, source, trained_stops=stops, trained_on=trained_on
-    )
+    ).close()
     return Saved(folder, source.location, expected)
 
 

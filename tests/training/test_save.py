@@ -54,7 +54,7 @@ def save(
             add_lora(model, find_targets(model, "all-linear"), config.lora, seed=0)
         settings = config.model_copy(update={"method": method})
         save_weights(model, template, folder, settings, resolve(str(llama_dir)),
-                     trained_stops=STOPS, trained_on=HASHES)  # fmt: skip
+                     trained_stops=STOPS, trained_on=HASHES).close()  # fmt: skip
 
     return saved
 

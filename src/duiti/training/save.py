@@ -1,13 +1,14 @@
 """A finished run's weights: a folder that PEFT (or transformers), and any server, opens as it is.
 
-    save_weights(model, template, folder, config, base, trained_stops=stops, trained_on=trained_on)
+    saved = save_weights(model, template, folder, config, base, trained_stops=stops, …)
+    saved.close()                                   # what else there is to be sure of comes before
 
 LoRA: `adapter_config.json` + `adapter_model.safetensors`. Otherwise the whole model, trained
 tensors exactly (float32). Beside them tokenizer, `chat_template.jinja`, `template.yaml` where the
 template was declared, and a `generation_config.json` that lists every stop token that was trained.
 
 All of it is written beside first and moved in when it is whole; `manifest.json`, with the hash of
-every file, comes last. A folder without it is not finished, however the process ended.
+every file, closes it. A folder without it is not finished, however the process ended.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -35,6 +37,24 @@ STAGED = "weights"
 """Folder in the run's in which everything is whole before it is moved to its place."""
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Weights that are in their place, in a folder that is not closed yet."""
+
+    folder: Path
+    artefact: Artefact
+    names: tuple[str, ...]
+    """Of the files that decide what the model answers."""
+
+    def close(self) -> None:
+        """Write the manifest: the run is finished.
+
+        Raises:
+            DuitiError: it cannot be written.
+        """
+        write_artefact(self.folder, self.artefact, self.names)
+
+
 def save_weights(
     model: PreTrainedModel,
     template: Template,
@@ -44,7 +64,7 @@ def save_weights(
     *,
     trained_stops: Iterable[int],
     trained_on: TrainedOn,
-) -> None:
+) -> Saved:
     """Write everything that using the model needs, whole or not at all.
 
     Raises:
@@ -71,7 +91,7 @@ def save_weights(
         trained_on=trained_on,
         adapter=config.lora.model_dump(mode="json") if is_adapter else {},
     )
-    write_artefact(folder, artefact, [name.as_posix() for name in names])
+    return Saved(folder, artefact, tuple(name.as_posix() for name in names))
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
