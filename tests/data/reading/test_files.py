@@ -121,3 +121,10 @@ def test_lines_are_numbered_with_the_blank_and_the_long_ones_counted(tmp_path: P
             (5, b"c\x0bd\x85\n"),
             (6, b"last"),
         ]
+
+
+def test_many_empty_lines_are_counted_and_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"a\n" + b"\n" * 200_000 + b"  \nb\n" + b"\n" * 70_000)
+    with path.open("rb") as file:
+        assert list(numbered_lines(file, limit=10)) == [(1, b"a\n"), (200_003, b"b\n")]
