@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,12 @@ CORPUS = [
     "1 + 1 = 2, and 2 + 2 = 4. Who wrote this? Nobody knows; everybody asks.",
     "水的化学式是什么？水的化学式是 H2O。",
 ]
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has its background jobs ignore Ctrl-C, and their children inherit that: tests that
+    # interrupt a child would wait for good.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
