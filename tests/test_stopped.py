@@ -291,3 +291,16 @@ def test_a_run_whose_proof_fails_is_not_finished(
     assert not Run(folder).is_finished
     assert left(go_on(folder, {"proof": False}, talk=QUIET)) == left(whole)
     assert Run(folder).is_finished
+
+
+def test_the_same_files_may_be_named_by_shorter_names(
+    llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", PAIRS)
+    write_rows(tmp_path / "val.jsonl", PAIRS[:2])
+    named = {"data": ("rows.jsonl",), "val": "val.jsonl"}
+    config = Config(model=str(llama_dir), output="run", **SETTINGS | named)
+    with pytest.raises(Interrupted):
+        finetune(config, talk=Stopper())
+    assert go_on("run", named, talk=QUIET).is_finished

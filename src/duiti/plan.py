@@ -36,7 +36,7 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     reasons: dict[str, str] = {}
     values: dict[str, object] = {
         "model": material.source.lasting_name,
-        **_lasting_paths(config),
+        **lasting_paths(config),
         "date": material.options.date,
     }
 
@@ -66,7 +66,7 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     return config.model_copy(update=values), reasons
 
 
-def _lasting_paths(config: Config) -> dict[str, object]:
+def lasting_paths(config: Config) -> dict[str, object]:
     """Paths that lead to the same files from any working folder."""
     found: dict[str, object] = {"data": tuple(_lasting(name) for name in config.data)}
     if config.val is not None and parse_share(config.val) is None:

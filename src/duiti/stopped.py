@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from duiti.config import Config, explain, keys, own_settings
 from duiti.errors import DuitiError, UsageError, did_you_mean
 from duiti.identity import Identity, differences
+from duiti.plan import lasting_paths
 from duiti.run import CONFIG_FILE, RUNS, Run, is_run, list_runs
 from duiti.training.keeper import CHECKPOINTS, Candidate, examine
 from duiti.training.state import RunState, read_state
@@ -98,6 +99,8 @@ class Stopped:
             asked = Config.model_validate(_laid_over(own_settings(self.config), given))
         except ValidationError as error:
             raise explain(error) from None
+        # The same command given again names the same files, and perhaps by shorter names.
+        asked = asked.model_copy(update=lasting_paths(asked))
         before, now = _flat(then), _flat(asked.model_dump(mode="json"))
         changed = {
             key: f"{before[key]} → {now[key]}"
