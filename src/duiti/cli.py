@@ -34,8 +34,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for number, (verb, summary) in enumerate(VERBS.items()):
-    function = "eval_" if verb == "eval" else verb
-    app.command(f"duiti.verbs:{function}", name=verb, help=summary, sort_key=number)
+    place = "evaluate:eval_" if verb == "eval" else f"{verb}:{verb}"
+    app.command(f"duiti.verbs.{place}", name=verb, help=summary, sort_key=number)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
