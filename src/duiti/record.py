@@ -85,7 +85,6 @@ def _answers(model: Model, asked: list[Asked], compute_dtype: torch.dtype) -> li
 
 def write_start(folder: Path, config: Config, reasons: dict[str, str], material: Material) -> None:
     """Settings, environment and ledger: what is known before the first update."""
-    write_config(folder, config, reasons)
     files = [file for prepared in material.prepared for file in prepared.files]
     environment = {
         "id": secrets.token_hex(8),
@@ -104,6 +103,8 @@ def write_start(folder: Path, config: Config, reasons: dict[str, str], material:
     if config.quantize != "none":
         environment["bitsandbytes"] = version("bitsandbytes")
     write_json(folder / ENV_FILE, environment)
+    # With both of them a folder is a run, which can say how it is begun again.
+    write_config(folder, config, reasons)
     data = material.data
     ledger: dict[str, object] = {"data": data.ledger.as_dict(), "warnings": list(data.warnings)}
     ledger["duplicates"] = data.duplicates.as_dict()

@@ -6,6 +6,7 @@ import copy
 import json
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,18 +162,20 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     write_state(tmp_path, state, snapshot(trained, optimizer))
 
 
-@pytest.fixture
-def _small_files() -> Iterator[None]:
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Around the writing alone: what pytest prints goes into a file, too, where its output does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("_small_files")
 def test_a_disk_that_refuses_is_told_with_path_and_reason(tmp_path: Path) -> None:
     state, trained, optimizer = trained_state()
-    with pytest.raises(DuitiError) as caught:
+    with small_files(), pytest.raises(DuitiError) as caught:
         write_state(tmp_path, state, snapshot(trained, optimizer))
     assert str(tmp_path) in caught.value.what
     assert "are needed" in caught.value.why
