@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duiti.data.showing.island import MAX_BYTES, MAX_TEXT, beginning, island, parts, shown
+from duiti.data.showing.island import MAX_BYTES, beginning, island, parts
+from duiti.data.showing.one_file import MAX_TEXT, shown
 from duiti.data.showing.views import ShownExample, TokenView, segments, visible
 
 TOKENS = st.lists(

@@ -247,7 +247,7 @@ def _luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_all_text_has_the_contrast_that_wcag_asks_for(theme: int) -> None:
-    style = (Path(duiti.data.showing.page.__file__).parent / "page.css").read_text(encoding="utf-8")
+    style = (Path(duiti.data.showing.page.__file__).parent / "common.css").read_text("utf-8")
     block = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[theme]
     colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", block))
     pairs = [("ink", "paper"), ("soft", "paper"), ("dropped", "paper"), ("trained", "paper")]

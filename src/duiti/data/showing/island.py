@@ -2,7 +2,7 @@
 
     data, num_shown = island(examples)      # as many as fit
     beginning(example)                      # what of one can be read without scripts
-    shown(text)                             # any other text of a page: short, nothing invisible
+    parts(text)                             # a token's text in segments, not long
 
 Sizes are bounded here, and what is left out is counted. The JSON can stand in a `<script>` element:
 `<`, `>`, `&` and the two line separators of JavaScript are escaped in it.
@@ -10,26 +10,21 @@ Sizes are bounded here, and what is left out is counted. The JSON can stand in a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from duiti.data.showing.views import MAX_TOKENS, ShownExample, TokenView, segments, visible
+from duiti.data.showing.one_file import MAX_TEXT, json_in_html, shown
+from duiti.data.showing.views import MAX_TOKENS, ShownExample, TokenView, segments
 
 MAX_EXAMPLES = 200
 MAX_BYTES = 1_200_000
 """Of the JSON; with all else a page stays below 2 MB."""
-MAX_TEXT = 200
-"""Characters of a token, an origin, a reason, or a name."""
 STATIC_CHARACTERS = 3_000
 """Of an example that is shown without scripts."""
 
 _BYTES = re.compile("(⟨[0-9A-F]{2}(?: [0-9A-F]{2})*⟩)")
-_JSON_ESCAPES = {
-    ord(character): f"\\u{ord(character):04x}" for character in ("<", ">", "&", "\u2028", "\u2029")
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +102,6 @@ def parts(text: str) -> list[str]:
     return found
 
 
-def shown(text: str) -> str:
-    """A text of a page on one line: nothing invisible, not long."""
-    seen = visible(text[: MAX_TEXT + 1])
-    return seen if len(seen) <= MAX_TEXT else seen[: MAX_TEXT - 1] + "…"
-
-
 def _row(
     example: ShownExample, limit: int, words: Mapping[tuple[int, str, bool], int]
 ) -> tuple[str, dict[tuple[int, str, bool], int]]:
@@ -137,7 +126,7 @@ def _row(
             if run.is_trained
         ],
     }
-    return _json(row), new
+    return json_in_html(row), new
 
 
 def _runs(tokens: Sequence[TokenView], gap: int) -> Iterator[Run]:
@@ -162,9 +151,4 @@ def _middle(length: int) -> int:
 
 
 def _word(id_: int, text: str, is_special: bool) -> str:
-    return _json([id_, int(is_special), *parts(text)])
-
-
-def _json(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.translate(_JSON_ESCAPES)
+    return json_in_html([id_, int(is_special), *parts(text)])

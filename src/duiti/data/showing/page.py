@@ -9,54 +9,28 @@ page's script as escaped JSON and are inserted as text, and what is invisible is
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, StrictUndefined, Template
 
-from duiti.data.showing.chart import Part, draw_lengths, draw_stack
-from duiti.data.showing.island import beginning, island, parts, shown
+from duiti.data.showing.chart import draw_lengths
+from duiti.data.showing.island import beginning, island, parts
+from duiti.data.showing.ledger import LedgerLine, show_ledger
+from duiti.data.showing.one_file import environment, policy_hash, script_of, style_of
 from duiti.data.showing.views import ShownExample
 
+__all__ = ["LedgerLine", "PageData", "Pairs", "render_page", "write_page"]
+
+_HERE = Path(__file__).parent
 NUM_STATIC = 3
 """Examples that can be read without scripts."""
 MAX_ITEMS = 100
-"""Lines of any list: sources, reasons, warnings, pairs."""
+"""Lines of any list: files, reasons, warnings, pairs."""
 MAX_ORIGINS = 20
 """Rows named for a reason."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerLine:
-    """Where the rows and the tokens of one source went."""
-
-    source: str
-    rows: int
-    """kept + dropped + rejected + not_selected + held_out."""
-    kept: int
-    dropped: int
-    """Rows that are too long."""
-    rejected: int
-    """Rows that cannot be used."""
-    not_selected: int
-    """Rows that a filter leaves out."""
-    tokens: int
-    """supervised + context + cut + dropped_tokens + held_out_tokens."""
-    supervised: int
-    context: int
-    cut: int
-    """Tokens cut off rows that are kept."""
-    dropped_tokens: int
-    """Tokens of rows that are dropped."""
-    held_out: int = 0
-    """Rows that training does not see because validation does. Shown where there are any."""
-    held_out_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,53 +78,33 @@ def write_page(path: Path, page: PageData) -> None:
 
 def render_page(page: PageData) -> str:
     """The page as HTML. The same data give the same bytes."""
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = style_of(_HERE), script_of(_HERE)
     data, num_shown = island(page.examples)
-    total = _total(page.ledger)
-    return _template().render(
-        page=page,
-        total=total,
-        stack=_stack(total),
-        sources=[(line, _stack(line)) for line in page.ledger[:MAX_ITEMS]],
-        chart=draw_lengths(page.lengths, page.max_length),
-        num_shown=num_shown,
-        beginnings=[beginning(example) for example in page.examples[: min(NUM_STATIC, num_shown)]],
-        reasons=[(reason, len(rows), _by_file(rows)) for reason, rows in _by_reason(page.rejected)],
-        max_items=MAX_ITEMS,
-        max_origins=MAX_ORIGINS,
-        style=style,
-        script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        data=data,
-    )
-
-
-def _total(ledger: Sequence[LedgerLine]) -> LedgerLine:
-    return LedgerLine(
-        source="all",
-        rows=sum(line.rows for line in ledger),
-        kept=sum(line.kept for line in ledger),
-        dropped=sum(line.dropped for line in ledger),
-        rejected=sum(line.rejected for line in ledger),
-        not_selected=sum(line.not_selected for line in ledger),
-        tokens=sum(line.tokens for line in ledger),
-        supervised=sum(line.supervised for line in ledger),
-        context=sum(line.context for line in ledger),
-        cut=sum(line.cut for line in ledger),
-        dropped_tokens=sum(line.dropped_tokens for line in ledger),
-        held_out=sum(line.held_out for line in ledger),
-        held_out_tokens=sum(line.held_out_tokens for line in ledger),
-    )
-
-
-def _stack(line: LedgerLine) -> list[Part]:
-    return draw_stack(
-        supervised=line.supervised,
-        context=line.context,
-        held=line.held_out_tokens,
-        cut=line.cut,
-        dropped=line.dropped_tokens,
+    ledger = show_ledger(page.ledger)
+    return (
+        environment(_HERE)
+        .get_template("page.html")
+        .render(
+            page=page,
+            ledger=ledger,
+            total=ledger.total,
+            chart=draw_lengths(page.lengths, page.max_length),
+            num_shown=num_shown,
+            parts=parts,
+            beginnings=[
+                beginning(example) for example in page.examples[: min(NUM_STATIC, num_shown)]
+            ],
+            reasons=[
+                (reason, len(rows), _by_file(rows)) for reason, rows in _by_reason(page.rejected)
+            ],
+            max_items=MAX_ITEMS,
+            max_origins=MAX_ORIGINS,
+            style=style,
+            script=script,
+            style_hash=policy_hash(style),
+            script_hash=policy_hash(script),
+            data=data,
+        )
     )
 
 
@@ -169,35 +123,3 @@ def _by_file(origins: Sequence[str]) -> list[tuple[str, list[str]]]:
         file, _, line = origin.rpartition(":")
         files.setdefault(file, []).append(line)
     return list(files.items())
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"shown": shown, "parts": parts, "num": _number, "share": _share}
-    return environment.from_string(_asset("page.html"))
-
-
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """What a content security policy calls an inline style or script by."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _number(value: int | str) -> str:
-    return shown(value) if isinstance(value, str) else f"{value:,}"
-
-
-def _share(part: int, whole: int) -> str:
-    """A share in percent that is only 0 or 100 where it is exactly that."""
-    if not whole or not part:
-        return "0 %"
-    percent = 100 * part / whole
-    if part < whole and percent > 99.9:
-        return "> 99.9 %"
-    return "< 0.1 %" if percent < 0.1 else f"{percent:.3g} %"
