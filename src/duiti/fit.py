@@ -230,7 +230,6 @@ class _Shapes:
             num_steps=total_steps(config, len(self.material.train)),
             process_bytes=self._process_bytes,
             loading_bytes=read_bytes,
-            saving_bytes=0 if config.method == "lora" else 4 * num_weights,
         )
 
 

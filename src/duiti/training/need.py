@@ -40,8 +40,6 @@ class Circumstances:
     """What the process holds before the model is loaded."""
     loading_bytes: int
     """Files of weights that are read in another dtype, beside the weights."""
-    saving_bytes: int
-    """All weights in float32, where they are written whole; else 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +53,7 @@ class Need:
     """Gradients and the optimizer's moments."""
     activations_bytes: int
     elsewhere_bytes: int
-    """The most outside of training: while weights are read, or written."""
+    """The most outside of training: while weights are read."""
     num_tokens: int
     """Of the heaviest micro-batch."""
 
@@ -81,7 +79,7 @@ class Need:
             parts.append(f"{shown(self.process_bytes)} the program itself")
         peak = f"{shown(self.peak_bytes)} {'GB' if is_large else 'MB'} at the peak"
         if self.peak_bytes == self.elsewhere_bytes:
-            peak += ", while weights are read or written; in training"
+            peak += ", while weights are read; in training"
         return f"{peak}: {', '.join(parts)}"
 
     def as_dict(self) -> dict[str, int]:
@@ -98,14 +96,12 @@ def expected(tensors: TensorBytes, num_tokens: int, around: Circumstances) -> Ne
         activations = int(HEAP_SHARE * tensors.activations_bytes)
     else:
         activations = tensors.activations_bytes
-    loading = tensors.weights_bytes + around.loading_bytes
-    saving = around.saving_bytes + tensors.trained_bytes if around.saving_bytes else 0
     return Need(
         process_bytes=process,
         weights_bytes=tensors.weights_bytes,
         trained_bytes=tensors.trained_bytes,
         activations_bytes=activations,
-        elsewhere_bytes=process + max(loading, saving),
+        elsewhere_bytes=process + tensors.weights_bytes + around.loading_bytes,
         num_tokens=num_tokens,
     )
 

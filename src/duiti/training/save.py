@@ -4,8 +4,9 @@
     saved.close()                                   # what else there is to be sure of comes before
 
 LoRA: `adapter_config.json` + `adapter_model.safetensors`. Otherwise the whole model, trained
-tensors exactly (float32). Beside them tokenizer, `chat_template.jinja`, `template.yaml` where the
-template was declared, and a `generation_config.json` that lists every stop token that was trained.
+tensors exactly (float32), frozen ones as they were. Beside them tokenizer, `chat_template.jinja`,
+`template.yaml` where the template was declared, and a `generation_config.json` that lists every
+stop token that was trained.
 
 All of it is written beside first and moved in when it is whole; `manifest.json`, with the hash of
 every file, closes it. A folder without it is not finished, however the process ended.
@@ -13,6 +14,7 @@ every file, closes it. A folder without it is not finished, however the process 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -78,8 +80,8 @@ def save_weights(
         if config.method == "lora":
             save_adapter(model, made, config.lora, base=base.location)
         else:
-            # Widening what stayed frozen is exact; narrowing what was trained would not be.
-            model.float().save_pretrained(made)
+            model.save_pretrained(made)
+            _say_float32(made)
         assert model.generation_config is not None
         model.generation_config.save_pretrained(made)
         _save_template(template, made)
@@ -92,6 +94,17 @@ def save_weights(
         adapter=config.lora.model_dump(mode="json") if is_adapter else {},
     )
     return Saved(folder, artefact, tuple(name.as_posix() for name in names))
+
+
+def _say_float32(folder: Path) -> None:
+    """Have whoever opens the model widen what stayed frozen, which is exact: narrowing what was
+    trained would not be. Widening it here would need memory for a whole second model."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if part is config or "dtype" in part:
+            part["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -121,11 +134,11 @@ def _move_in(staged: Path, folder: Path) -> None:
 
 
 def _num_bytes(model: PreTrainedModel, config: Config) -> int:
-    """Of the tensors that will be written, all in float32."""
+    """Of the tensors that will be written."""
     if config.method == "lora":
         layers = lora_layers(model).values()
         return 4 * sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers)
-    return 4 * sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def _list_stops(model: PreTrainedModel, template: Template, trained: Iterable[int]) -> None:
