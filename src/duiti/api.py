@@ -15,9 +15,9 @@ from duiti.data.dataset import Limits, rows_refusal, short_enough
 from duiti.data.jobs import PrepareOptions
 from duiti.data.prepare import prepare
 from duiti.data.reading.sources import Source, parse_source
-from duiti.errors import DataError, UsageError, did_you_mean
-from duiti.eval.evaluate import score
-from duiti.eval.metrics import METRICS
+from duiti.errors import DataError, UsageError
+from duiti.eval.evaluate import evaluation_dict, score
+from duiti.eval.metrics import find_metrics
 from duiti.exporting.merge import MergeReport, export_merged
 from duiti.infer.model import Model, load
 from duiti.model.load import longest_text
@@ -92,10 +92,15 @@ def evaluate(
     template: str = "auto",
     device: str = "auto",
     on_bad_row: Literal["refuse", "drop"] = "refuse",
+    max_new_tokens: int | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Loss and metrics on rows: `{"base": {…}, "tuned": {…}, "n": rows}`; `tuned` is None for a
-    model that is not a run.
+    """Loss and metrics on rows: `{"n": rows, "base": {…}, "tuned": {…}, "change": {…}}`; `tuned` is
+    None for a model that is not a run.
+
+    Args:
+        metrics: names as in docs/evaluation.md; without any, no answers are generated.
+        max_new_tokens: of an answer; None: twice the longest expected answer.
 
     Raises:
         UsageError: no such run, file or metric.
@@ -123,16 +128,17 @@ def evaluate(
         raise DataError("no row is left to measure on", why="all were rejected")
     probe = collate(probe_rows(model.hf, examples, lengths=examples.lengths), model.hf.device)
     is_packed = why_alone(model.hf, probe) is None
-    measure = partial(score, examples=examples, metrics=metrics, is_packed=is_packed)
+    measure = partial(
+        score,
+        examples=examples,
+        metrics=metrics,
+        is_packed=is_packed,
+        max_new_tokens=max_new_tokens,
+    )
     with model.base():
-        base, _ = measure(model)
-    tuned = measure(model)[0] if model.is_tuned else None
-    return {
-        "base": base.as_dict(),
-        "tuned": None if tuned is None else tuned.as_dict(),
-        "n": ledger.total.kept,
-        "supervised_tokens": ledger.total.supervised,
-    }
+        base = measure(model)
+    tuned = measure(model) if model.is_tuned else None
+    return evaluation_dict(base, tuned, n=ledger.total.kept)
 
 
 def check_metrics(names: Collection[str]) -> None:
@@ -141,10 +147,7 @@ def check_metrics(names: Collection[str]) -> None:
     Raises:
         UsageError: one that is none.
     """
-    for name in names:
-        if name not in METRICS:
-            hint = did_you_mean(name, METRICS)
-            raise UsageError(f"no metric {name}.{hint}", fix=f"known: {', '.join(METRICS)}")
+    find_metrics(names)
 
 
 def export(
@@ -153,13 +156,17 @@ def export(
     output: str | Path,
     *,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    strength: float = 1.0,
     proof: bool = True,
     trust_remote_code: bool = False,
 ) -> MergeReport:
     """Write the trained model in a format that others load, and measure that it is the same.
 
+    Args:
+        strength: of what was trained, from 0 (the base) over 1 to 1.2.
+
     Raises:
-        UsageError: no such run or format, or the folder is not empty.
+        UsageError: no such run, format or strength, or the folder is not empty.
         DuitiError: the written files do not compute what the trained model does.
     """
     import torch
@@ -169,7 +176,12 @@ def export(
     found = run if isinstance(run, Run) else open_run(run)
     wanted = None if dtype == "auto" else getattr(torch, dtype)
     return export_merged(
-        found, Path(output), dtype=wanted, proof=proof, trust_remote_code=trust_remote_code
+        found,
+        Path(output),
+        dtype=wanted,
+        strength=strength,
+        proof=proof,
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -244,3 +244,76 @@ def test_an_export_that_the_proof_refuses_is_an_error_with_the_number(
     monkeypatch.setattr(merge_module, "save_tokenizer", spoil)
     with pytest.raises(DuitiError, match="chat template"):
         export_merged(run, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.2])
+def test_a_weaker_merge_is_what_peft_computes_with_alpha_so_much_smaller(
+    run: Run, tmp_path: Path, strength: float
+) -> None:
+    report = export_merged(run, tmp_path / "merged", strength=strength, proof=False)
+    adapter = Path(shutil.copytree(run.path, tmp_path / "adapter"))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["lora_alpha"] *= strength
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    base = AutoModelForCausalLM.from_pretrained(run.config.model)
+    theirs = log_probabilities(PeftModel.from_pretrained(base, adapter).eval(), ids())
+    ours = log_probabilities(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), ids())
+    # As at full strength: sums in another order.
+    assert (ours - theirs).abs().max() <= 1e-4
+    assert (ours - log_probabilities(by_peft(run), ids())).abs().max() > 1e-2
+    assert report.max_logprob_error <= 1e-4
+    assert report.strength == report.as_dict()["strength"] == strength
+    assert f"at strength {strength:g}" in str(report)
+    assert read_artefact(tmp_path / "merged").adapter == {"strength": strength}
+
+
+def test_at_full_strength_not_a_byte_is_another(run: Run, tmp_path: Path) -> None:
+    export_merged(run, tmp_path / "plain", proof=False)
+    report = export_merged(run, tmp_path / "dialled", strength=1.0, proof=False)
+    assert "at strength" not in str(report)
+    plain, dialled = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("plain", "dialled")
+    )
+    assert plain == dialled
+    # And the weights are W + alpha / rank · B A, as they were before there was a dial.
+    tensors = load_file(run.path / "adapter_model.safetensors")
+    found = load_file(tmp_path / "plain" / "model.safetensors")
+    base = load_file(Path(run.config.model) / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    a, b = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    scale = run.config.lora.alpha / run.config.lora.rank
+    assert torch.equal(found[f"{name}.weight"], base[f"{name}.weight"] + scale * (b @ a))
+
+
+def test_a_fresh_process_proves_the_model_at_its_strength(run: Run, tmp_path: Path) -> None:
+    report = export_merged(run, tmp_path / "merged", strength=0.5)
+    assert report.proof is not None
+    assert not report.proof.problems
+    assert load(tmp_path / "merged", device="cpu").hf is not None
+
+
+@pytest.mark.parametrize("method", ["full", "last-n"])
+def test_without_adapters_what_lies_between_base_and_trained_is_written(
+    llama_dir: Path, tmp_path: Path, method: str
+) -> None:
+    run = train(llama_dir, tmp_path / "run", method=method)
+    report = export_merged(run, tmp_path / "merged", strength=0.25, proof=False)
+    base, tuned, found = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (llama_dir, run.path, tmp_path / "merged")
+    )
+    for name, tensor in found.items():
+        assert torch.equal(tensor, base[name] + 0.25 * (tuned[name] - base[name])), name
+    assert any(not torch.equal(tensor, tuned[name]) for name, tensor in found.items())
+    assert report.max_logprob_error <= 1e-5
+    assert read_artefact(tmp_path / "merged").adapter == {"strength": 0.25}
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.3, float("nan"), float("inf")])
+def test_a_strength_off_the_dial_is_refused_before_anything_is_loaded(
+    run: Run, tmp_path: Path, strength: float
+) -> None:
+    with pytest.raises(UsageError, match="no strength"):
+        api.export(run, "merged", tmp_path / "merged", strength=strength)
+    assert list(tmp_path.iterdir()) == []

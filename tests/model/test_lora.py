@@ -16,6 +16,7 @@ from duiti.errors import UsageError
 from duiti.model.lora import (
     LoRALinear,
     adapters_off,
+    adapters_scaled,
     add_lora,
     find_targets,
     lora_layers,
@@ -326,3 +327,40 @@ def test_a_target_named_twice_is_adapted_once(model: PreTrainedModel) -> None:
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
     return
+
+
+def test_the_dial_scales_what_every_adapter_adds_and_restores_it_bit_for_bit(
+    model: PreTrainedModel,
+) -> None:
+    with torch.no_grad():
+        plain = model(input_ids=ids()).logits
+        adapt(model)
+        full = model(input_ids=ids()).logits
+        scales = [layer.scale for layer in lora_layers(model).values()]
+        with adapters_scaled(model, 1):
+            assert torch.equal(model(input_ids=ids()).logits, full)
+        with adapters_scaled(model, 0):
+            at_zero = model(input_ids=ids()).logits
+        with adapters_scaled(model, 0.5):
+            at_half = model(input_ids=ids()).logits
+            with adapters_off(model):
+                assert torch.equal(model(input_ids=ids()).logits, plain)
+        for layer in lora_layers(model).values():
+            layer.lora_B *= 0.5  # a power of two: the same numbers
+        by_hand = model(input_ids=ids()).logits
+    assert (at_zero - plain).abs().max() <= 1e-5 * plain.abs().max()
+    assert (at_half - by_hand).abs().max() <= 1e-5 * full.abs().max()
+    assert (at_half - full).abs().max() > 0.1
+    assert [layer.scale for layer in lora_layers(model).values()] == scales
+
+
+def test_the_dial_goes_back_after_an_error_too_and_ends_at_twelve_tenths(
+    model: PreTrainedModel,
+) -> None:
+    adapt(model)
+    with pytest.raises(ZeroDivisionError), adapters_scaled(model, 0.3):
+        raise ZeroDivisionError
+    assert {layer.scale for layer in lora_layers(model).values()} == {2.0}
+    for strength in (-0.01, 1.21, float("nan")):
+        with pytest.raises(UsageError, match="no strength"), adapters_scaled(model, strength):
+            pass

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from duiti.infer.model import Model, load
+from duiti.model.lora import adapters_scaled
 from duiti.run import SAMPLES_FILE, Run
 
 SAMPLE_TEXTS = (
@@ -72,11 +73,16 @@ class AsTrained:
     """[N] in their places."""
 
 
-def as_trained(run: Run, *, trust_remote_code: bool = False) -> AsTrained:
-    """The trained model, its base in four bits, on the run's own samples or on a fixed text."""
+def as_trained(run: Run, *, strength: float = 1.0, trust_remote_code: bool = False) -> AsTrained:
+    """The trained model, its base in four bits, on the run's own samples or on a fixed text.
+
+    Args:
+        strength: by which its adapter is multiplied.
+    """
     model = load(run, device="cpu", dtype=torch.float32, trust_remote_code=trust_remote_code)
     text, samples = answers_of(run, model)
-    return AsTrained(text, samples, *_predictions(model.hf, samples))
+    with adapters_scaled(model.hf, strength):
+        return AsTrained(text, samples, *_predictions(model.hf, samples))
 
 
 def answers_of(run: Run, model: Model) -> tuple[str, list[tuple[list[int], list[int]]]]:

@@ -10,6 +10,10 @@ with the adapted model; and a fresh process, which knows nothing of duiti, prove
 An adapter that was trained on a base in four bits (`quantize: nf4`) is merged into the original
 base, which is not quite the one that it was trained on. How far the result is from the model that
 was trained is no error of the merge, but is measured and told: `report.from_quantized`.
+
+With `strength` an adapter is merged weaker (or a little stronger) than it was trained; of a run
+without adapters, base + strength · (trained - base) is written. All that is compared is compared
+with the model at that strength, and the manifest says which it was.
 """
 
 from __future__ import annotations
@@ -36,13 +40,14 @@ from duiti.exporting.from_quantized import (
 from duiti.infer.model import Model, load
 from duiti.model.artefact import Artefact, write_artefact
 from duiti.model.load import load_config, resolve
-from duiti.model.lora import merge
+from duiti.model.lora import adapters_scaled, check_strength, lora_layers, merge
 from duiti.proof.chats import sample_chats
 from duiti.proof.expected import NUM_ROWS, Expected, expectations, scored_answer
 from duiti.proof.prove import prove
 from duiti.proof.verdict import Proof
 from duiti.run import Run
 from duiti.training.save import save_tokenizer
+from duiti.types import Json
 
 MAX_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}
 """Nats by which a log-probability may differ after the cast, by the dtype of the result."""
@@ -60,6 +65,8 @@ class MergeReport:
     argmax_changes: int
     """Positions at which another token is the most likely one."""
     num_positions: int
+    strength: float = 1.0
+    """By which the adapter was multiplied."""
     from_quantized: FromQuantized | None = None
     """Where the base was in four bits: how far from the model that was trained."""
     proof: Proof | None = None
@@ -74,6 +81,7 @@ class MergeReport:
             "mean_logprob_error": self.mean_logprob_error,
             "argmax_changes": self.argmax_changes,
             "num_positions": self.num_positions,
+            "strength": self.strength,
             "from_quantized": asdict(self.from_quantized) if self.from_quantized else None,
             "proof": None if self.proof is None else self.proof.as_dict(),
         }
@@ -81,8 +89,9 @@ class MergeReport:
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         other = "original base and adapter" if self.from_quantized else "the trained one"
+        at = "" if self.strength == 1 else f" at strength {self.strength:g}"
         lines = [
-            f"{self.path}: one plain model in {dtype}; against {other}, on"
+            f"{self.path}: one plain model in {dtype}{at}; against {other}{at}, on"
             f" {self.num_positions} tokens: log-probabilities off by {self.mean_logprob_error:.1e}"
             f" nats on average, {self.max_logprob_error:.1e} at most;"
             f" {self.argmax_changes} likeliest tokens changed"
@@ -99,6 +108,7 @@ def export_merged(
     output: Path,
     *,
     dtype: torch.dtype | None = None,
+    strength: float = 1.0,
     proof: bool = True,
     trust_remote_code: bool = False,
 ) -> MergeReport:
@@ -107,13 +117,16 @@ def export_merged(
 
     Args:
         dtype: of the weights; default: that of the base model's files.
+        strength: of what was trained: 0 is the base, 1 the trained model.
         proof: have a fresh process open the folder with plain transformers.
 
     Raises:
-        UsageError: the folder exists and holds something; the run did not finish.
+        UsageError: the folder exists and holds something; the run did not finish; there is no such
+        strength.
         DuitiError: the run is damaged, its base another, the disk full, or the written files do
         not compute what the adapted model does (where only the proof fails, they stay).
     """
+    check_strength(strength)
     run.require_finished()
     _require_free(output)
     config = run.config
@@ -121,14 +134,17 @@ def export_merged(
     dtype = dtype or (base.dtype if isinstance(base.dtype, torch.dtype) else torch.float32)
     trained = None
     if config.quantize != "none":
-        trained = as_trained(run, trust_remote_code=trust_remote_code)
+        trained = as_trained(run, strength=strength, trust_remote_code=trust_remote_code)
     model = load(
         run, device="cpu", dtype=torch.float32, quantize="none", trust_remote_code=trust_remote_code
     )
     _, answers = answers_of(run, model)
     probe = probe_ids(model.hf)
-    expected = log_probabilities(model.hf, probe)
-    merge(model.hf)
+    with adapters_scaled(model.hf, strength):
+        if strength != 1 and not lora_layers(model.hf):
+            _interpolate(model, strength)
+        expected = log_probabilities(model.hf, probe)
+        merge(model.hf)
     make_folder(output.parent)
     if output.exists():
         with explained(output, done="replaced"):
@@ -139,7 +155,10 @@ def export_merged(
         save_tokenizer(model.tokenizer, made)
         names = [path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()]
         assert model.trained_on is not None  # a run always knows
-        write_artefact(made, Artefact(kind="model", trained_on=model.trained_on), names)
+        # A model at full strength is what was trained: there is nothing to say about it.
+        facts: dict[str, Json] = {} if strength == 1 else {"strength": strength}
+        artefact = Artefact(kind="model", trained_on=model.trained_on, adapter=facts)
+        write_artefact(made, artefact, names)
         del model
         report = _compare(made, dtype, probe, expected, trained, trust=trust_remote_code)
         if not report.max_logprob_error <= MAX_ERROR.get(dtype, 0.5):
@@ -151,7 +170,7 @@ def export_merged(
     proven = None
     if merged is not None:
         proven = prove(output, merged, base=None, trust_remote_code=trust_remote_code)
-    return replace(report, path=output, proof=proven)
+    return replace(report, path=output, strength=strength, proof=proven)
 
 
 def probe_ids(model: PreTrainedModel, *, rows: int = 4, length: int = 64) -> Tensor:
@@ -159,6 +178,15 @@ def probe_ids(model: PreTrainedModel, *, rows: int = 4, length: int = 64) -> Ten
     size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     return torch.randint(size, (rows, length), generator=generator)
+
+
+@torch.no_grad()
+def _interpolate(model: Model, strength: float) -> None:
+    """base + strength · (trained - base), in place (WiSE-FT, Wortsman et al. 2022)."""
+    tuned = model.hf
+    with model.base():
+        for own, base in zip(tuned.parameters(), model.hf.parameters(), strict=True):
+            own.copy_(base + strength * (own - base))
 
 
 def _expected(model: Model, answers: list[tuple[list[int], list[int]]], date: str) -> Expected:

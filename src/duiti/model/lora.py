@@ -3,6 +3,7 @@
     names = find_targets(model, "all-linear")
     layers = add_lora(model, names, LoraConfig(rank=16), seed=0)     # replaces the modules in place
     with adapters_off(model): ...                                    # the base model, same weights
+    with adapters_scaled(model, 0.8): ...                            # weaker, for as long
     merge(model)                                                     # plain linear layers again
 
 A [r, in] starts as U(-1/√in, 1/√in) and B [out, r] as zero, both float32: the adapter changes
@@ -35,6 +36,9 @@ from duiti.model.linear import (
 )
 from duiti.model.low_rank import adapted_linear
 from duiti.model.quantize import NF4Linear
+
+MAX_STRENGTH = 1.2
+"""How far the dial goes (`adapters_scaled`): past what was trained, nothing was ever measured."""
 
 
 class WeightReadError(UsageError, AttributeError):
@@ -217,6 +221,41 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, was_on in before.items():
             layer.is_on = was_on
+
+
+@contextmanager
+def adapters_scaled(model: nn.Module, strength: float) -> Iterator[None]:
+    """Every adapter times `strength`, for as long as the context lasts: 0 is the base to rounding,
+    1 the model as it was trained. Afterwards each has, to the bit, the scale that it had.
+
+    `merge` inside of it makes the weaker adapter part of the weights.
+
+    Raises:
+        UsageError: the dial does not go there.
+    """
+    check_strength(strength)
+    before = {layer: layer.scale for layer in lora_layers(model).values()}
+    for layer, scale in before.items():
+        layer.scale = scale * strength
+    try:
+        yield
+    finally:
+        for layer, scale in before.items():
+            layer.scale = scale
+
+
+def check_strength(strength: float) -> None:
+    """Whether the dial goes there.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if not 0 <= strength <= MAX_STRENGTH:  # false for what is not a number, too
+        raise UsageError(
+            f"no strength {strength:g}",
+            why=f"0 is the base, 1 what was trained, and the dial ends at {MAX_STRENGTH:g}",
+            fix="--strength 0.8",
+        )
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

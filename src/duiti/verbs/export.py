@@ -17,6 +17,7 @@ def export(
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    strength: float = 1.0,
     proof: bool = True,
     json_: Json = False,
     trust_remote_code: Flag = False,
@@ -33,6 +34,8 @@ def export(
         Folder to create.
     dtype
         Of the weights; auto is that of the base model.
+    strength
+        How much of what was learned, from 0 (the base) over 1 (as trained) to 1.2.
     proof
         Open the folder in a new process, with plain transformers, and hold it against the run.
     json_
@@ -48,6 +51,7 @@ def export(
         format,
         output,
         dtype=dtype,
+        strength=strength,
         proof=proof,
         trust_remote_code=trust_remote_code,
     )
