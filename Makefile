@@ -24,8 +24,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## fine-tune the embedded model and see it answer (about two minutes)
 	$(BIN)/duiti demo
 
+# One process per core (WORKERS=1: the whole of it in one; each takes about a gigabyte).
 test: setup  ## every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(or $(WORKERS),auto) --maxprocesses 8 --dist worksteal
 
 fmt: setup  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix --quiet .

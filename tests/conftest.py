@@ -24,6 +24,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -67,10 +68,15 @@ CORPUS = [
 ]
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell has its background jobs ignore Ctrl-C, and their children inherit that: tests that
-    # interrupt a child would wait for good.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    """As if the signal was ignored, but what is started from here does not ignore it."""
+
+
+# A shell has its background jobs ignore Ctrl-C, `nohup` has them ignore a hang-up, and children
+# inherit that: tests that ask a child to stop would wait for good.
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _pass_over)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,8 +22,9 @@ from duiti.training.signals import SAME_REQUEST_S, SIGNALS, Interrupted, Stoppin
 LIMIT_S = 60
 """After which a child is taken for stuck; none of them needs a second."""
 
-WAIT = """
+WAIT = f"""
 import os, signal, sys, time
+signal.alarm({LIMIT_S + 30})  # a child that nobody ends any more, ends itself
 from duiti.training import signals
 from duiti.training.signals import Stopping
 
