@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,54 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One dict per update, as in `metrics.jsonl`."""
+        """One dict per update, as in `metrics.jsonl`. Lines that are damaged are left out."""
+        return self.read_metrics()[0]
+
+    def read_metrics(self) -> tuple[list[dict[str, Any]], int]:
+        """The same, and how many lines are no record of an update: a crash may tear the last one,
+        and whoever edits the file any other."""
         try:
-            lines = (self.path / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+            content = (self.path / METRICS_FILE).read_bytes()
         except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines]
+            return [], 0
+        lines = [line for line in content.split(b"\n") if line.strip()]
+        found = [values for line in lines if (values := _record(line)) is not None]
+        return found, len(lines) - len(found)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why a setting was chosen, by key: the comments of `config.yaml`."""
+        try:
+            lines = (self.path / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return {}
+        found, reason = {}, ""
+        for line in lines[1:]:
+            if line.startswith("# "):
+                reason = line[2:]
+                continue
+            key, colon, _ = line.partition(":")
+            if reason and colon:
+                found[key] = reason
+            reason = ""
+        return found
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """An object out of one of its files; empty where there is no such file.
+
+        Raises:
+            UsageError: the file holds something else.
+        """
+        path = self.path / name
+        try:
+            found = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise UsageError(f"{path} is no JSON object", why="it was changed, or is damaged")
+        return found
 
     @property
     def is_finished(self) -> bool:
@@ -109,16 +151,25 @@ def is_run(path: Path) -> bool:
 
 
 def open_run(name: str | Path) -> Run:
-    """The run of that path, or of that name under `runs/`.
+    """The finished run of that path, or of that name under `runs/`.
 
     Raises:
         UsageError: there is none, or it has no trained weights.
     """
+    run = find_run(name)
+    run.require_finished()
+    return run
+
+
+def find_run(name: str | Path) -> Run:
+    """The same, finished or not.
+
+    Raises:
+        UsageError: there is none.
+    """
     for path in (Path(name).expanduser(), RUNS / name):
         if is_run(path):
-            run = Run(path)
-            run.require_finished()
-            return run
+            return Run(path)
     known = ", ".join(run.name for run in list_runs()) or "none yet"
     raise UsageError(f"no run {name}", fix=f"runs here: {known}")
 
@@ -179,12 +230,17 @@ def _as_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _as_text)
 
 
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """Values as YAML, in their order; strings with odd characters come back as they were."""
+    text: str = yaml.dump(dict(values), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+    return text
+
+
 def write_config(folder: Path, config: Config, reasons: dict[str, str]) -> None:
     """`config.yaml`: resolved values; where one was chosen, the reason as a comment."""
     lines = [f"# written by duiti; `duiti train -c {CONFIG_FILE} -o NEW` repeats the run"]
     for key, value in own_settings(config).items():
-        text = yaml.dump({key: value}, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
-        text = text.rstrip("\n")
+        text = yaml_text({key: value}).rstrip("\n")
         if key in reasons:
             lines.append(f"# {reasons[key]}")
         lines.append(text)
@@ -201,6 +257,16 @@ def write_jsonl(path: Path, values: list[Any]) -> None:
     """A line per value, made with its folder."""
     make_folder(path.parent)
     write_file(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return None
+    return values
 
 
 def _made(path: Path) -> float:

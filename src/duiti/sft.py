@@ -205,7 +205,7 @@ def _run_updates(
             val_loss = None
             if val and is_val_due(progress, config, plan):
                 val_loss = held_out_loss(shop.sft, val)
-            log.step(metrics, val_loss=val_loss)
+            log.step(metrics, {} if val_loss is None else {"val_loss": val_loss})
             state = state.after(metrics, progress, val_loss)
             checkpoints.offer(state)
             if stopping.signal is not None and not is_done(progress, plan):

@@ -119,7 +119,7 @@ def test_what_is_unusual_is_said_and_recorded_and_nothing_is_where_there_is_noth
     bad = metrics(2, loss=float("nan"), grad_norm=float("inf"), skipped=True,
                   anomaly="the loss is nan", rows=rows)  # fmt: skip
     with RunLog(tmp_path, Talk(plain=True), total_steps=3) as log:
-        log.step(metrics(1), val_loss=float("nan"))
+        log.step(metrics(1), {"val_loss": float("nan")})
         log.step(bad)
         log.step(metrics(3, anomaly="the loss is 9, and was 1.5", rows=rows[:2]))
     err = capsys.readouterr().err.splitlines()
@@ -277,7 +277,7 @@ while not (folder / "gone").exists():
     time.sleep(0.01)
 with RunLog(folder, talk, total_steps=40) as log:
     for step in range(1, 41):
-        log.step(replace(given, step=step), val_loss=0.5)
+        log.step(replace(given, step=step), {"val_loss": 0.5})
         time.sleep(0.01)
 talk.say("done", "\N{SNOWMAN}")
 print("somebody else", file=sys.stdout if stdout else sys.stderr, flush=True)

@@ -3,7 +3,7 @@ elsewhere.
 
     talk.say("data", "3,114 rows")
     with RunLog(folder, talk, total_steps=390) as log:
-        log.step(metrics, val_loss=None)
+        log.step(metrics, {"val_loss": 1.25})
 
 Nothing of it ends a run: neither a reader that went away nor a file that cannot be written.
 """
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, cast
 
 from rich.console import Console
@@ -24,10 +24,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from duiti.data.meter import Progress as Prepared
-from duiti.run import METRICS_FILE
+from duiti.run import METRICS_FILE, Run
+from duiti.training.bar import Bar, Moment
+from duiti.training.figures import clock as clock
+from duiti.training.figures import gigabytes as gigabytes
+from duiti.training.figures import measured_text
+from duiti.training.figures import megabytes as megabytes
 from duiti.training.lasting_stream import LastingStream
 from duiti.training.metrics_file import MetricsFile
 from duiti.training.step import StepMetrics
+from duiti.training.tracking import Trackers
 from duiti.types import Progress as Done
 
 PLAIN_EVERY_S = 5.0
@@ -35,6 +41,7 @@ PLAIN_EVERY_S = 5.0
 MAX_ROWS = 8
 """Rows that are named in a line for people; `metrics.jsonl` names them all."""
 _BEGINNING = Done()
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Talk:
@@ -44,7 +51,8 @@ class Talk:
     def __init__(self, *, plain: bool = False, quiet: bool = False, stdout: bool = False) -> None:
         stream = LastingStream(sys.stdout if stdout else sys.stderr)
         self.console = Console(file=cast(IO[str], stream), highlight=False, quiet=quiet)
-        self.is_plain = plain or not self.console.is_terminal
+        is_plain = plain or not self.console.is_terminal or self.console.is_dumb_terminal
+        self.is_plain = is_plain
 
     def say(self, label: str, text: str) -> None:
         """One line, or several with the label before the first."""
@@ -131,7 +139,7 @@ def preparing(talk: Talk) -> Iterator[Preparing]:
 
 
 class RunLog:
-    """Writes a run's metrics and shows its progress."""
+    """Writes a run's metrics, hands them to trackers, and shows its progress."""
 
     def __init__(
         self,
@@ -141,11 +149,13 @@ class RunLog:
         total_steps: int,
         start: Done = _BEGINNING,
         budget_s: float | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         """
         Args:
             start: where the run goes on: what `metrics.jsonl` says of later updates is cut off.
             budget_s: of the plan, if it has one.
+            trackers: what else gets the numbers; closed with the log.
 
         Raises:
             DuitiError: `metrics.jsonl` cannot be written.
@@ -154,30 +164,24 @@ class RunLog:
         self._total = total_steps
         self._start = start
         self._budget_s = budget_s
+        self._trackers = trackers
         self._file = MetricsFile(folder / METRICS_FILE, start_step=start.step)
         self._is_problem_said = False
         self._unsaid: str | None = None
+        self._measured: dict[str, float] = {}
         self._started = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        if not talk.is_plain:
-            self._bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[shown]}"),
-                TextColumn("{task.fields[left]}"),
-                console=talk.console,
-            )
-            self._task = self._bar.add_task(
-                "train", total=total_steps, completed=start.step, shown="", left=""
-            )
+        self._bar = None if talk.is_plain else Bar(talk.console)
+        if self._bar is not None and budget_s is None:  # what came before belongs to the curve
+            for line in Run(folder).metrics:
+                if isinstance(line["step"], int) and isinstance(line.get("loss"), float):
+                    self._bar.curve.add(line["step"] / total_steps, line["loss"])
 
     def __enter__(self) -> RunLog:
         if self._file.num_missing:
             missing = f"{self._file.num_missing:,} of {self._start.step:,} lines before this one"
             self._talk.say("metrics", f"{METRICS_FILE}: {missing} are missing")
         if self._bar is not None:
-            self._bar.start()
+            self._bar.__enter__()
         return self
 
     def __exit__(
@@ -187,7 +191,7 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.__exit__(kind, error, trace)
         if self._unsaid is not None:
             self._talk.say("step", self._unsaid)
         self._file.close()
@@ -195,33 +199,49 @@ class RunLog:
             waiting = self._file.num_waiting
             left = f"{waiting:,} lines are missing" if waiting else "all lines are there now"
             self._talk.say("metrics", f"{METRICS_FILE}: {self._file.problem}; {left}")
+        if self._trackers is not None:
+            self._trackers.close()
+            for text in (*self._trackers.news(), *self._trackers.summary()):
+                self._talk.say("track", text)
 
-    def step(self, metrics: StepMetrics, *, val_loss: float | None = None) -> None:
-        """Record one update, and show it."""
-        values = _recorded(metrics)
-        if val_loss is not None:
-            values["val_loss"] = val_loss
+    def step(self, metrics: StepMetrics, measured: Mapping[str, float] = _NOTHING) -> None:
+        """Record one update, and show it.
+
+        Args:
+            measured: behind it, if anything was: figures by their keys in `metrics.jsonl`.
+        """
+        values = {**_recorded(metrics), **measured}
         self._file.add(values)
+        if self._trackers is not None:
+            self._trackers.log(metrics.step, values)
+        self._measured |= measured
         self._say_news(metrics)
-        shown = f"loss {metrics.loss:.4f}"
-        if val_loss is not None:
-            shown += f" · val {val_loss:.4f}"
-        shown += f" · {metrics.tokens_per_s:,.0f} tok/s · {gigabytes(metrics.peak_memory_bytes)}"
         now = time.monotonic()
-        left = f"{clock(self._left_s(metrics.step, now - self._started))} left"
+        left_s = self._left_s(metrics.step, now - self._started)
         if self._bar is not None:
-            self._bar.update(self._task, completed=metrics.step, shown=shown, left=left)
+            self._bar.update(self._moment(metrics, left_s), share=self._share(metrics.step, now))
             return
-        line = f"{metrics.step}/{self._total} · {shown} · lr {metrics.lr:.2e} · {left}"
+        line = _plain_line(metrics, measured, total=self._total, left_s=left_s)
         is_first = metrics.step == self._start.step + 1
         is_last = metrics.step == self._total
         is_time = now - self._last_line >= PLAIN_EVERY_S
-        if is_first or is_last or is_time or val_loss is not None:
+        if is_first or is_last or is_time or measured:
             self._last_line = now
             self._unsaid = None
             self._talk.say("step", line)
         else:
             self._unsaid = line  # unless another one comes, which is not always known before
+
+    def _moment(self, metrics: StepMetrics, left_s: float) -> Moment:
+        return Moment(
+            step=metrics.step,
+            total=self._total,
+            loss=metrics.loss,
+            tokens_per_s=metrics.tokens_per_s,
+            memory_bytes=metrics.peak_memory_bytes,
+            left_s=left_s,
+            measured=dict(self._measured),
+        )
 
     def _say_news(self, metrics: StepMetrics) -> None:
         """What does not happen in every update."""
@@ -229,6 +249,9 @@ class RunLog:
             self._is_problem_said = True
             self._talk.say("metrics", f"{METRICS_FILE} cannot be written: {self._file.problem};"
                            " training goes on, and its lines wait")  # fmt: skip
+        if self._trackers is not None:
+            for text in self._trackers.news():
+                self._talk.say("track", text)
         if metrics.out_of_memory:
             self._talk.say("memory", _ran_out(metrics))
         if metrics.anomaly is not None:
@@ -244,14 +267,37 @@ class RunLog:
             left_s = min(left_s, self._budget_s - self._start.spent_s - passed_s)
         return max(0.0, left_s)
 
+    def _share(self, step: int, now: float) -> float:
+        """Of the run that is done: of its updates, or of its time where that may end it before."""
+        share = step / self._total
+        if self._budget_s is not None:
+            spent_s = self._start.spent_s + now - self._started
+            share = max(share, spent_s / self._budget_s)
+        return min(share, 1.0)
+
+
+def _plain_line(
+    metrics: StepMetrics, measured: Mapping[str, float], *, total: int, left_s: float
+) -> str:
+    parts = [
+        f"{metrics.step}/{total}",
+        f"loss {metrics.loss:.4f}",
+        *measured_text(measured),
+        f"{metrics.tokens_per_s:,.0f} tok/s",
+        gigabytes(metrics.peak_memory_bytes),
+        f"lr {metrics.lr:.2e}",
+        f"{clock(left_s)} left",
+    ]
+    return " · ".join(parts)
+
 
 def _recorded(metrics: StepMetrics) -> dict[str, object]:
-    """The line of an update: what is unusual stands in it only where there is something."""
+    """The line of an update: what is unusual stands in it only where there is something, and losses
+    of single rows have a file of their own."""
     values = asdict(metrics)
-    for key, nothing in (("skipped", False), ("anomaly", None), ("rows", ())):
-        if values[key] == nothing:
-            del values[key]
-    return values
+    values.pop("row_losses", None)
+    rare = {"skipped": False, "anomaly": None, "rows": (), "drift_weight": None, "drift_kl": None}
+    return {key: v for key, v in values.items() if key not in rare or v != rare[key]}
 
 
 def _some(rows: Sequence[str]) -> str:
@@ -267,20 +313,3 @@ def _ran_out(metrics: StepMetrics) -> str:
         f" rows · from here on {metrics.micro_batch_tokens:,} tokens at most go through the model"
         " at once"
     )
-
-
-def gigabytes(count: int) -> str:
-    """`1.4 GB` (decimal)."""
-    return f"{count / 1e9:.1f} GB"
-
-
-def megabytes(count: int) -> str:
-    """`4.6 MB`, from a thousand of them on `4.6 GB` (decimal)."""
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else gigabytes(count)
-
-
-def clock(seconds: float) -> str:
-    """`1:05`, `2:10:00`."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
