@@ -16,6 +16,8 @@ def train(
     resume: str | None = None,
     allow_change: tuple[str, ...] = (),
     cool_down: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    find_lr: Flag = False,
+    more_data: Flag = False,
     plain: Flag = False,
     settings: Settings = NO_SETTINGS,
 ) -> None:
@@ -34,6 +36,12 @@ def train(
         With --resume: a key, or data, base, tokenizer, that may differ from the stopped run.
     cool_down
         With --resume: let the learning rate fall to zero in this many updates, and finish.
+    find_lr
+        Try a few learning rates in short trainings, and train with the one that is best on rows
+        held out.
+    more_data
+        Before training, measure on val what 25, 50 and 100 % of the rows come to, and say whether
+        more of them would help. Takes nearly twice the time of the run.
     plain
         Lines instead of a progress bar.
     """
@@ -47,9 +55,22 @@ def train(
                 raise UsageError(f"{flag} has no effect without --resume")
         from duiti.sft import finetune
 
-        finetune(merged(config, data, settings), talk=talk)
+        asked = merged(config, data, settings)
+        if not (find_lr or more_data):
+            finetune(asked, talk=talk)
+            return
+        from duiti.searching.search import Search
+
+        finetune(asked, search=Search(find_lr=find_lr, more_data=more_data), talk=talk)
         return
+    for flag, is_given in {"--find-lr": find_lr, "--more-data": more_data}.items():
+        if is_given:
+            raise UsageError(
+                f"{flag} has no effect with --resume",
+                why="it looks for something before a run begins",
+                fix="leave it out",
+            )
     from duiti.sft import go_on
 
-    asked = given(config, data, settings)
-    go_on(resume, asked, allowed=allow_change, cool_down=cool_down, talk=talk)
+    changes = given(config, data, settings)
+    go_on(resume, changes, allowed=allow_change, cool_down=cool_down, talk=talk)
