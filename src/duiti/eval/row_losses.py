@@ -1,8 +1,7 @@
 """The loss of every row in every epoch, as training has it anyway: `data/row_losses.f32`.
 
-    file = RowLosses(folder / ROW_LOSSES_FILE, cursor=progress.cursor)   # cut there on resuming
-    file.add(metrics.row_losses, cursor=progress.cursor)                 # behind every update
-    file.close()
+    with RowLosses(folder / ROW_LOSSES_FILE, cursor=start.cursor) as file:   # cut there
+        file.add(metrics.row_losses, cursor=progress.cursor)                 # behind every update
 
     losses_KE = by_epoch(read_row_losses(path), num_examples, seed=seed)
 
@@ -67,6 +66,12 @@ class RowLosses:
             self._file.seek(0, os.SEEK_END)
         self._waiting = bytearray(_unknown(self.num_missing))
         self._write()
+
+    def __enter__(self) -> RowLosses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def num_waiting(self) -> int:
