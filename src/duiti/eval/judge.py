@@ -125,7 +125,8 @@ def mean_losses(sft: SFTModel, examples: Sequence[Example]) -> Floats:
     `data/row_losses.f32`; NaN where there are none."""
     sums = example_sums(sft, _Unweighted(examples))
     unknown = np.full(len(examples), np.nan)
-    return np.divide(sums.losses, sums.tokens, out=unknown, where=sums.tokens > 0)
+    found: Floats = np.divide(sums.losses, sums.tokens, out=unknown, where=sums.tokens > 0)
+    return found
 
 
 class _Unweighted(Sequence[Example]):

@@ -117,7 +117,8 @@ def _means(losses: Floats, sizes: Floats, owner: Ints, count: int) -> Floats:
     known = np.isfinite(losses) & (sizes > 0)
     sums = np.bincount(owner[known], weights=(losses * sizes)[known], minlength=count)
     tokens = np.bincount(owner[known], weights=sizes[known], minlength=count)
-    return np.divide(sums, tokens, out=np.full(count, np.nan), where=tokens > 0)
+    found: Floats = np.divide(sums, tokens, out=np.full(count, np.nan), where=tokens > 0)
+    return found
 
 
 def _numbered(digests: npt.NDArray[np.uint64]) -> Ints:

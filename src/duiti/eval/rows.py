@@ -211,7 +211,7 @@ def sort_rows(
             kinds[chosen], scores[chosen] = KINDS.index(kind), score[chosen]
     stuck = rows.is_stuck()
     kinds[stuck], scores[stuck] = KINDS.index("contradictory"), rows.last[stuck]
-    sought = KINDS if usual is not None else KINDS[:1]
+    sought: tuple[str, ...] = KINDS if usual is not None else KINDS[:1]
     if usual is not None and not np.isfinite(alike).any():
         sought = tuple(kind for kind in KINDS if kind != "memorised")
         note = "without held-out rows nobody can tell what was memorised"
