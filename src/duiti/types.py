@@ -173,6 +173,16 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """How the drift of a run is held, between two updates (`duiti.training.hold`)."""
+
+    multiplier: float
+    """What the KL divergence to the base weighs in the loss where it is what is aimed at."""
+    kl: float
+    """Its moving average over the updates so far, in nats per token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """Where a run stands. With the seed it determines everything that follows."""
 
@@ -188,6 +198,8 @@ class Progress:
     """Updates that were left out."""
     recent: tuple[tuple[float, float], ...] = ()
     """Loss and gradient norm of the last updates that were made: what is usual in this run."""
+    held: Held | None = None
+    """None where the drift is not held."""
     spent_s: float = field(default=0.0, compare=False)
     """Time since training began, without the time between its sessions."""
     typical_s: float = field(default=0.0, compare=False)

@@ -48,9 +48,9 @@ class Scaled(SFTModel):
         super().__init__(*args)
         self.factors, self.calls = factors, 0
 
-    def forward(self, batch: Batch) -> tuple[Tensor, int | float]:
+    def forward(self, batch: Batch, **more: Any) -> tuple[Tensor, int | float]:
         self.calls += 1
-        loss, weight_sum = super().forward(batch)
+        loss, weight_sum = super().forward(batch, **more)
         return loss * self.factors.get(self.calls, 1.0), weight_sum
 
 
@@ -209,8 +209,8 @@ def test_the_row_that_is_bad_alone_is_named_among_those_of_the_update(budget: in
 
 def test_a_gradient_that_is_bad_alone_is_found_where_the_loss_is_good() -> None:
     class Steep(SFTModel):
-        def forward(self, batch: Batch) -> tuple[Tensor, int | float]:
-            loss, weight_sum = super().forward(batch)
+        def forward(self, batch: Batch, **more: Any) -> tuple[Tensor, int | float]:
+            loss, weight_sum = super().forward(batch, **more)
             if loss.requires_grad and any(ids[0] == ODD for ids in batch.documents):
                 loss.register_hook(lambda grad: grad * float("inf"))
             return loss, weight_sum

@@ -171,7 +171,7 @@ def in_the_forward(training: Training, patch: pytest.MonkeyPatch) -> None:
 
 def in_the_loss(training: Training, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        sft_model, "supervised_loss", wrapped(training, sft_model.supervised_loss, after=True)
+        sft_model, "supervised_losses", wrapped(training, sft_model.supervised_losses, after=True)
     )
 
 

@@ -43,9 +43,9 @@ class Small(SFTModel):
     most_tokens = 10**9
     most_when_checkpointed = 10**9
 
-    def forward(self, batch: Batch):
+    def forward(self, batch: Batch, **more):
         most = self.most_when_checkpointed if is_checkpointed(self) else self.most_tokens
-        loss, weight_sum = super().forward(batch)
+        loss, weight_sum = super().forward(batch, **more)
         if batch.num_tokens > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return loss, weight_sum

@@ -15,7 +15,7 @@ stored, so that nothing can get lost between the two unseen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import numpy as np
@@ -151,6 +151,28 @@ def make_ledger(
         for source, line, reason in account.rejected
     )
     return Ledger(sources, tuple(dict.fromkeys(rejected)))
+
+
+def with_rehearsal(ledger: Ledger, texts: ExampleStore, *, name: str) -> Ledger:
+    """With one more source: texts that are rehearsed, each of them a row.
+
+    Args:
+        texts: `duiti.data.replay.rehearsal`.
+        name: of the source: the file, or who wrote them.
+    """
+    tokens, supervised = (int(n.sum(dtype=np.int64)) for n in (texts.lengths, texts.num_supervised))
+    source = SourceLedger(
+        file=name,
+        rows=len(texts),
+        kept=len(texts),
+        examples=len(texts),
+        total=tokens,
+        supervised=supervised,
+        context=tokens - supervised,
+        answers=supervised,
+    )
+    source.check()
+    return replace(ledger, sources=(*ledger.sources, source))
 
 
 def _count_store(store: ExampleStore, states: States, num_sources: int) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """Cross-entropy of the supervised positions, without ever holding their logits whole.
 
     loss_sum = supervised_loss(hidden_ND, head_VD, targets_N, weights=weights_N)
+    loss_sum, losses_N = supervised_losses(hidden_ND, head_VD, targets_N, weights=weights_N)
 
 Legend: N supervised positions, D hidden width, V vocabulary.
 
@@ -46,7 +47,21 @@ def supervised_loss(
     shape: LogitShape = PLAIN,
 ) -> Tensor:
     """Sum over positions of -weight * log softmax(head @ hidden)[target], in nats, as a float32
-    scalar.
+    scalar. Arguments as for `supervised_losses`."""
+    return supervised_losses(hidden, head, targets, weights=weights, bias=bias, shape=shape)[0]
+
+
+def supervised_losses(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    *,
+    weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    shape: LogitShape = PLAIN,
+) -> tuple[Tensor, Tensor]:
+    """The same sum, and what it is made of: [N] float32, the loss of each position in nats, without
+    its weight. They are there anyway; no gradient flows through them.
 
     Args:
         hidden: [N, D] hidden states at the supervised positions.
@@ -55,7 +70,8 @@ def supervised_loss(
         weights: [N] float32 of each position; None: all are 1. No gradient flows to them.
         bias: [V] of the output layer, if it has one.
     """
-    more = missing(len(hidden), SUPERVISED, hidden.device, hidden.dtype)
+    num_rows = len(hidden)
+    more = missing(num_rows, SUPERVISED, hidden.device, hidden.dtype)
     if more:  # of no weight
         weights = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights
         weights, targets = filled(weights, more), filled(targets, more)
@@ -64,8 +80,10 @@ def supervised_loss(
         head.requires_grad or (bias is not None and bias.requires_grad)
     )
     kind = TrainedHead if is_head_trained else _FrozenHead
-    loss: Tensor = kind.apply(hidden, head, bias, targets, weights, shape)  # type: ignore[no-untyped-call]
-    return loss
+    loss: Tensor
+    losses: Tensor
+    loss, losses = kind.apply(hidden, head, bias, targets, weights, shape)  # type: ignore[no-untyped-call]
+    return loss, losses[:num_rows]
 
 
 def working_bytes(
@@ -88,11 +106,12 @@ def working_bytes(
     most_rows, most_words = tile_sizes(device)
     rows, words = min(num_rows, most_rows), min(num_words, most_words)
     grad_hidden = dtype.itemsize * num_rows * width
+    losses = 4 * num_rows
     if not is_head_trained:
-        return grad_hidden + 4 * rows * (3 * words + width)
+        return grad_hidden + losses + 4 * rows * (3 * words + width)
     rows = min(num_rows, rows_kept(num_words, dtype))
     kept = dtype.itemsize * rows * num_words + 4 * num_words * width
-    return grad_hidden + kept + 4 * rows * (3 * words + width)
+    return grad_hidden + losses + kept + 4 * rows * (3 * words + width)
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -105,18 +124,23 @@ class _FrozenHead(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor | None,
         shape: LogitShape,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         head = Head(weight, bias, shape)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        each = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         step = tile_sizes(hidden.device.type)[0]
         for start in range(0, hidden.shape[0], step):
             part = slice(start, start + step)
             counted = None if weights is None else weights[part, None].float()
             own_grad = None if grad is None else grad[part]
-            total += _one_pass(hidden[part], head, targets[part, None], counted, own_grad)
+            losses = _one_pass(hidden[part], head, targets[part, None], counted, own_grad)
+            total += (losses if counted is None else losses * counted).sum()
+            each[part] = losses[:, 0]
         ctx.save_for_backward(grad)
-        return total
+        ctx.mark_non_differentiable(each)
+        ctx.set_materialize_grads(False)
+        return total, each
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -127,7 +151,7 @@ class _FrozenHead(torch.autograd.Function):
 def _one_pass(
     hidden: Tensor, head: Head, target: Tensor, counted: Tensor | None, grad: Tensor | None
 ) -> Tensor:
-    """The summed loss of [C, D] rows; their gradient is written to `grad`."""
+    """[C, 1] losses of [C, D] rows; the gradient of their weighted sum is written to `grad`."""
     sums = RunningSums(target)
     pull = None if grad is None else torch.zeros_like(hidden, dtype=torch.float32)
     own_slope: Tensor | float = torch.ones_like(sums.own)
@@ -149,4 +173,4 @@ def _one_pass(
         if head.shape.cap is None:  # else the scale is part of the slope
             pull *= head.shape.scale
         grad.copy_(pull if counted is None else pull.mul_(counted))
-    return (losses if counted is None else losses * counted).sum()
+    return losses

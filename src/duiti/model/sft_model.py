@@ -29,7 +29,7 @@ from duiti.errors import DuitiError
 from duiti.model.attention import packed_attention
 from duiti.model.few_shapes import TOKENS, filled, missing
 from duiti.model.head import LogitShape
-from duiti.model.loss import supervised_loss
+from duiti.model.loss import supervised_losses
 from duiti.model.trunk import Trunk
 from duiti.types import Batch, Example
 
@@ -66,21 +66,35 @@ class SFTModel(nn.Module):
         # Not a submodule of its own: its parameters are the model's already.
         self._decoder = decoder
 
-    def forward(self, batch: Batch) -> tuple[Tensor, int | float]:
+    def forward(
+        self, batch: Batch, *, each: list[Tensor] | None = None
+    ) -> tuple[Tensor, int | float]:
         """The weighted sum of the supervised losses in nats (float32 scalar), and what to divide
-        it by (`Batch.weight_sum`)."""
-        hidden = self.hidden_states(batch)[batch.supervised]
-        head = self.model.get_output_embeddings()
-        # A hidden state in the compute dtype: the projection is the largest product of all.
-        loss = supervised_loss(
-            hidden.to(self.compute_dtype),
-            head.weight,
-            batch.targets,
-            weights=batch.weights,
-            bias=getattr(head, "bias", None),  # nn.Linear(bias=False) has None, others no attribute
-            shape=self.logit_shape,
+        it by (`Batch.weight_sum`).
+
+        Args:
+            each: gets one more tensor: [N] float32, the loss of each supervised position in nats,
+                without its weight and without a gradient.
+        """
+        hidden = self.supervised_states(batch)
+        head, bias = self.output_layer()
+        loss, losses = supervised_losses(
+            hidden, head, batch.targets, weights=batch.weights, bias=bias, shape=self.logit_shape
         )
+        if each is not None:
+            each.append(losses)
         return loss, batch.weight_sum
+
+    def supervised_states(self, batch: Batch) -> Tensor:
+        """[N, D] output of the backbone at the supervised positions, in the compute dtype: the
+        projection is the largest product of all."""
+        return self.hidden_states(batch)[batch.supervised].to(self.compute_dtype)
+
+    def output_layer(self) -> tuple[Tensor, Tensor | None]:
+        """Its weight [V, D], and its bias [V] if it has one."""
+        head = self.model.get_output_embeddings()
+        # nn.Linear(bias=False) has None, others no attribute.
+        return head.weight, getattr(head, "bias", None)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """[T, D] output of the backbone, final norm included."""

@@ -17,7 +17,7 @@ gradient, as large as the head, is gone over."""
 
 
 class TrainedHead(torch.autograd.Function):
-    """As `duiti.model.loss.supervised_loss`."""
+    """As `duiti.model.loss.supervised_losses`."""
 
     @staticmethod
     def forward(
@@ -28,7 +28,7 @@ class TrainedHead(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor | None,
         shape: LogitShape,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         head = Head(weight, bias, shape)
         grads = _Grads(
             torch.empty_like(hidden),
@@ -36,17 +36,22 @@ class TrainedHead(torch.autograd.Function):
             None if bias is None else torch.zeros_like(bias, dtype=torch.float32),
         )
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        each = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         step = rows_kept(weight.shape[0], hidden.dtype)
         for start in range(0, hidden.shape[0], step):
             part = slice(start, start + step)
             counted = None if weights is None else weights[part, None].float()
-            total += _two_passes(hidden[part], head, targets[part, None], counted, grads, part)
+            losses = _two_passes(hidden[part], head, targets[part, None], counted, grads, part)
+            total += (losses if counted is None else losses * counted).sum()
+            each[part] = losses[:, 0]
         ctx.save_for_backward(
             grads.hidden,
             grads.weight.to(weight.dtype),
             None if grads.bias is None or bias is None else grads.bias.to(bias.dtype),
         )
-        return total
+        ctx.mark_non_differentiable(each)
+        ctx.set_materialize_grads(False)
+        return total, each
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -74,7 +79,8 @@ def _two_passes(
     grads: _Grads,
     part: slice,
 ) -> Tensor:
-    """The summed loss of [C, D] rows; their gradients are written, or added, to `grads`."""
+    """[C, 1] losses of [C, D] rows; the gradients of their weighted sum are written, or added, to
+    `grads`."""
     kept = hidden.new_empty((hidden.shape[0], head.weight.shape[0]))
     sums = RunningSums(target)
     for start, end in head.tiles():
@@ -97,4 +103,4 @@ def _two_passes(
         add_product(pull, low, head.weight[start:end].to(hidden.dtype))
         add_product(grads.weight[start:end], low.T, hidden)
     grads.hidden[part] = pull
-    return (losses if counted is None else losses * counted).sum()
+    return losses

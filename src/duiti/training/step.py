@@ -23,6 +23,7 @@ import torch
 from duiti.data.batch import epoch_updates
 from duiti.model.sft_model import SFTModel
 from duiti.training.anomalies import anomaly, with_update
+from duiti.training.hold import Hold, beginning, held_after, weight_of
 from duiti.training.update import (
     TIMED,
     BadNumbers,
@@ -66,6 +67,7 @@ def train_steps(
     plan: StepPlan,
     *,
     start: Progress = _BEGINNING,
+    hold: Hold | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[StepMetrics, Progress]]:
     """Train to the end of the plan, yielding after every update; `is_done` tells the last one.
@@ -75,6 +77,7 @@ def train_steps(
     Args:
         optimizer: as `make_optimizer` makes it; with the moments that belong to `start`.
         start: where to begin: as an earlier call has yielded it, with the parameters as they were.
+        hold: what holds the drift from the base.
         clock: in seconds, never going back. It is compared with a budget, and otherwise only
             decides what `Progress` says about time.
 
@@ -84,6 +87,8 @@ def train_steps(
         DuitiError: memory does not suffice for a row alone; that update is not made.
     """
     progress = start
+    if hold is not None and progress.held is None:
+        progress = replace(progress, held=beginning())
     began_s = clock() - start.spent_s
     times_s = deque([start.typical_s] if start.typical_s else [], maxlen=NUM_TYPICAL)
     for indices in _updates_from(start.cursor, len(examples), plan):
@@ -96,6 +101,7 @@ def train_steps(
             metrics = train_step(
                 sft, optimizer, rows, plan,
                 step=progress.step + 1, epoch=cursor / len(examples), spent_s=spent_s,
+                hold=hold, drift_weight=_drift_weight(progress, hold),
             )  # fmt: skip
             unusual = anomaly(metrics.loss, metrics.grad_norm, progress.recent)
             if unusual:
@@ -108,7 +114,7 @@ def train_steps(
         now_s = max(spent_s, clock() - began_s)
         times_s.append(now_s - progress.spent_s)
         progress = replace(
-            _after(metrics, progress), cursor=cursor, spent_s=now_s, typical_s=median(times_s)
+            _after(metrics, progress, hold), cursor=cursor, spent_s=now_s, typical_s=median(times_s)
         )
         yield metrics, progress
 
@@ -129,14 +135,24 @@ def _updates_from(cursor: int, num_examples: int, plan: StepPlan) -> Iterator[li
         done = 0
 
 
-def _after(metrics: StepMetrics, before: Progress) -> Progress:
+def _drift_weight(progress: Progress, hold: Hold | None) -> float:
+    if hold is None or progress.held is None:
+        return 0.0
+    return weight_of(progress.held, max_drift=hold.max_drift)
+
+
+def _after(metrics: StepMetrics, before: Progress, hold: Hold | None) -> Progress:
     """The counters, one update later."""
     if metrics.skipped:
         return replace(before, step=metrics.step, skipped_steps=before.skipped_steps + 1)
+    held = before.held
+    if hold is not None and held is not None and metrics.drift_kl is not None:
+        held = held_after(held, metrics.drift_kl, max_drift=hold.max_drift)
     return replace(
         before,
         step=metrics.step,
         num_tokens=before.num_tokens + metrics.num_tokens,
         supervised_tokens=before.supervised_tokens + metrics.supervised_tokens,
         recent=with_update(before.recent, metrics.loss, metrics.grad_norm),
+        held=held,
     )

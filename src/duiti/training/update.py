@@ -1,10 +1,12 @@
 """One update of the weights: made whole, or not at all. The only code that calls backward.
 
     metrics = train_step(sft, optimizer, rows, plan, step=1, epoch=0.1)
+    metrics.row_losses                     # of each row, before the update: they are there anyway
 
 The gradient of an update is the gradient of (weighted sum of the losses of its supervised tokens) /
 (sum of their weights), over all its micro-batches: sums are accumulated, and divided once. So a
 weight counts relative to the others of its update; without weights it is the mean over tokens.
+Where the drift is held (`duiti.training.hold`), a KL divergence to the base is added to it.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from duiti.data.batch import collate, micro_batches
 from duiti.errors import DuitiError
 from duiti.model.sft_model import SFTModel
 from duiti.training.anomalies import bad_rows
+from duiti.training.hold import Hold, add_drift
 from duiti.training.optim import RatePlan, learning_rate_at
 from duiti.training.out_of_memory import (
     is_out_of_memory,
@@ -86,6 +92,13 @@ class StepMetrics:
     """What was unusual about this update, in words."""
     rows: tuple[str, ...] = ()
     """Where its rows were read, if there was anything unusual."""
+    drift_weight: float | None = None
+    """What the KL divergence to the base weighed in this update; None: the drift is not held."""
+    drift_kl: float | None = None
+    """That divergence on the documents of this update, before it, in nats per token."""
+    row_losses: tuple[float, ...] = ()
+    """Of each row of the update, in its order: the mean over its supervised tokens, whatever their
+    weights, in nats, before the update. NaN where a row has none."""
 
 
 class BadNumbers(DuitiError):
@@ -110,6 +123,8 @@ def train_step(
     step: int,
     epoch: float,
     spent_s: float = 0.0,
+    hold: Hold | None = None,
+    drift_weight: float = 0.0,
 ) -> StepMetrics:
     """One update on `rows`, made whole or not at all.
 
@@ -120,6 +135,8 @@ def train_step(
 
     Args:
         spent_s: time spent before it, for a plan with a budget.
+        hold: what holds the drift.
+        drift_weight: of the KL divergence in the loss; without a `hold` it has no meaning.
 
     Raises:
         BadNumbers: the loss or the gradient is not finite; the update is not made.
@@ -132,7 +149,10 @@ def train_step(
     while True:
         seed_streams(device, seed=plan.seed, step=step)
         try:
-            made = _update(sft, optimizer, rows, plan, budget=budget, rate=rate)
+            made = _update(
+                sft, optimizer, rows, plan,
+                budget=budget, rate=rate, pull=_Pull(hold, step, drift_weight) if hold else None,
+            )  # fmt: skip
             break
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -159,10 +179,22 @@ def train_step(
         peak_memory_bytes=peak_memory_bytes(device),
         micro_batch_tokens=budget,
         out_of_memory=num_failures + made.num_failures,
+        drift_weight=None if hold is None else drift_weight,
+        drift_kl=made.drift_kl,
+        row_losses=made.row_losses,
     )
     if made.is_finite:
         return metrics
     raise _bad_numbers(sft, optimizer, rows, plan, metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pull:
+    """What draws an update back to the base."""
+
+    hold: Hold
+    step: int
+    weight: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +203,8 @@ class _Made:
 
     loss: float
     grad_norm: float
+    row_losses: tuple[float, ...]
+    drift_kl: float | None
     num_tokens: int
     num_supervised: int
     num_failures: int
@@ -189,6 +223,7 @@ def _update(
     *,
     budget: int,
     rate: float,
+    pull: _Pull | None,
 ) -> _Made:
     """Accumulate over micro-batches, divide once, clip, step."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -200,21 +235,30 @@ def _update(
     num_supervised = num_tokens = 0
     weight_sum: int | float = 0
     lengths = [len(row) for row in rows]
-    for part in micro_batches(range(len(rows)), lengths, budget=budget):
+    parts = micro_batches(range(len(rows)), lengths, budget=budget)
+    each: list[Tensor] = []
+    for part in parts:
         batch = collate([rows[i] for i in part], device)
-        loss, part_weight = sft(batch)
+        loss, part_weight = sft(batch, each=each)
         loss.backward()
         loss_sum += loss.detach()
         weight_sum += part_weight
         num_supervised += batch.num_supervised
         num_tokens += batch.num_tokens
-    grads = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_(grads, 1.0 / weight_sum)
-    norm = torch.nn.utils.get_total_norm(grads)
-    mean_loss, grad_norm = torch.stack([loss_sum / weight_sum, norm]).tolist()  # one wait for a GPU
+    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / weight_sum)
+    kl = loss_sum.new_zeros(())
+    if pull is not None:
+        kl = add_drift(sft, pull.hold, seed=plan.seed, step=pull.step, weight=pull.weight,
+                       micro_batch_tokens=budget)  # fmt: skip
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # One wait for a GPU.
+    numbers = torch.cat([torch.stack([loss_sum / weight_sum, norm, kl]), *each]).cpu().numpy()
+    mean_loss, grad_norm, drift_kl = numbers[:3].tolist()
     made = _Made(
         loss=mean_loss,
         grad_norm=grad_norm,
+        row_losses=_row_means(numbers[3:], rows, parts),
+        drift_kl=None if pull is None else drift_kl,
         num_tokens=num_tokens,
         num_supervised=num_supervised,
         num_failures=0,
@@ -226,6 +270,18 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = rate
     return replace(made, num_failures=step_whole(optimizer))
+
+
+def _row_means(
+    losses: npt.NDArray[np.float32], rows: Sequence[Example], parts: Sequence[Sequence[int]]
+) -> tuple[float, ...]:
+    """Of the rows in their order; the losses are those of all positions, part by part."""
+    order = [row for part in parts for row in part]
+    counts = np.array([row.num_supervised for row in rows])
+    owners = np.repeat(order, counts[order])
+    sums = np.bincount(owners, weights=losses, minlength=len(rows))  # in float64
+    means = np.divide(sums, counts, out=np.full(len(rows), np.nan), where=counts > 0)
+    return tuple(means.tolist())
 
 
 def _bad_numbers(
@@ -245,6 +301,8 @@ def _bad_numbers(
 
     alone = bad_rows(sft, parameters, rows, reseed=reseed)
     said = f"the loss is {metrics.loss}, the gradient's norm {metrics.grad_norm}"
+    if metrics.drift_kl is not None and not math.isfinite(metrics.drift_kl):
+        said += f", the divergence from the base {metrics.drift_kl}"
     if alone:  # where it is every row, it is rather the weights
         each = "each of its rows" if len(alone) == len(rows) > 1 else ", ".join(origins_of(alone))
         said += f"; bad even alone: {each}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import groupby, pairwise
@@ -178,6 +178,21 @@ class ExampleStore(Sequence[Example]):
         view._chosen = places if self._chosen is None else self._chosen[places]
         view.lengths, view.num_supervised = self.lengths[places], self.num_supervised[places]
         return view
+
+    def joined(self, other: ExampleStore) -> ExampleStore:
+        """These examples and those behind them, as a view of both."""
+        shifted = [
+            replace(each.block, files=each.block.files + len(self.files)) for each in other._blocks
+        ]
+        behind = sum(len(each.block) for each in self._blocks)
+        both = ExampleStore(
+            [*(each.block for each in self._blocks), *shifted], (*self.files, *other.files)
+        )
+        return both.select(np.concatenate([self._places(), behind + other._places()]))
+
+    def _places(self) -> Int64s:
+        """Of each example among those of all blocks."""
+        return np.arange(len(self)) if self._chosen is None else self._chosen
 
     def blocks(self) -> Iterator[Block]:
         """All examples as blocks, in order; memory of one is given back when the next is asked for.
