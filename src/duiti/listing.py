@@ -1,52 +1,138 @@
-"""The runs under `runs/`, as a table."""
+"""Runs for people and programs: all of them, one, or two side by side. No torch.
+
+list_as_dicts(); show(find_run("my-tiny")); compare(find_run("a"), find_run("b"))
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from statistics import median
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from duiti.config import own_settings
 from duiti.errors import DuitiError
-from duiti.run import list_runs
+from duiti.findings import end_and_best, flat, number_of, object_of, own_choices, text_of
+from duiti.run import Run, list_runs
+
+VERDICT_FILE, EVALUATION_FILE, ANCHOR_FILE = "verdict.json", "evaluation.json", "anchor.json"
+REPORT_FILE = "report.html"
+_PLACES = frozenset({"output"})
+"""Settings that differ between any two runs."""
 
 
 def list_as_dicts() -> list[dict[str, Any]]:
     """A dict per run, newest first. A run whose files are broken is listed as such."""
-    found: list[dict[str, Any]] = []
-    for run in list_runs():
-        try:
-            config, metrics = run.config, run.metrics
-        except (DuitiError, ValueError) as error:
-            found.append({"path": str(run.path), "status": f"unreadable: {type(error).__name__}"})
-            continue
-        last = metrics[-1] if metrics else {}
-        val = [line["val_loss"] for line in metrics if "val_loss" in line]
-        found.append(
-            {
-                "path": str(run.path),
-                "status": "finished" if run.is_finished else "unfinished",
-                "model": config.model,
-                "method": config.method,
-                "steps": last.get("step", 0),
-                "loss": last.get("loss"),
-                "val_loss": val[-1] if val else None,
-            }
-        )
+    return [_in_brief(run) for run in list_runs()]
+
+
+def _in_brief(run: Run) -> dict[str, Any]:
+    try:
+        config, figures = run.config, end_and_best(run.metrics)
+        verdict = run.read_json(VERDICT_FILE)
+    except (DuitiError, OSError) as error:
+        return {"path": str(run.path), "status": f"unreadable: {type(error).__name__}"}
+    loss, val = figures.get("loss"), figures.get("val_loss")
+    return {
+        "path": str(run.path),
+        "status": _status(run),
+        "model": config.model,
+        "method": config.method,
+        "steps": run.metrics[-1]["step"] if run.metrics else 0,
+        "loss": loss and loss.end,
+        "val_loss": val and val.end,
+        "best_val_loss": val and val.best,
+        "verdict": text_of(verdict.get("sentence")) or None,
+    }
+
+
+def show(run: Run) -> dict[str, Any]:
+    """One run: settings that are not the default, numbers, files.
+
+    Raises:
+        UsageError: its settings cannot be read.
+    """
+    config = run.config
+    records, num_damaged = run.read_metrics()
+    report = run.path / REPORT_FILE
+    proof = run.read_json("proof.json")
+    return {
+        "path": str(run.path),
+        "status": _status(run),
+        "verdict": text_of(run.read_json(VERDICT_FILE).get("sentence")) or None,
+        "settings": {
+            c.key: {"value": c.value, "reason": c.reason} for c in own_choices(run, config)
+        },
+        "figures": {key: asdict(figure) for key, figure in end_and_best(records).items()},
+        "effort": effort(records),
+        "evaluation": run.read_json(EVALUATION_FILE),
+        "anchor": run.read_json(ANCHOR_FILE),
+        "proof": {key: proof[key] for key in ("passed", "problems") if key in proof},
+        "damaged_metrics_lines": num_damaged,
+        "files": sorted(path.name + "/" * path.is_dir() for path in run.path.iterdir()),
+        "report": str(report) if report.is_file() else None,
+    }
+
+
+def compare(first: Run, second: Run) -> dict[str, Any]:
+    """Two runs: settings that differ, and every number beside the other's.
+
+    Raises:
+        UsageError: the settings of one cannot be read.
+    """
+    runs = (first, second)
+    settings = [flat(own_settings(run.config)) for run in runs]
+    differ = {
+        key: [side.get(key) for side in settings]
+        for key in dict.fromkeys([*settings[0], *settings[1]])
+        if key not in _PLACES and settings[0].get(key) != settings[1].get(key)
+    }
+    numbers = [_numbers(run) for run in runs]
+    keys = dict.fromkeys([*numbers[0], *numbers[1]])
+    return {
+        "paths": [str(run.path) for run in runs],
+        "status": [_status(run) for run in runs],
+        "verdicts": [text_of(run.read_json(VERDICT_FILE).get("sentence")) or None for run in runs],
+        "settings": differ,
+        "numbers": {key: [side.get(key) for side in numbers] for key in keys},
+    }
+
+
+def effort(records: list[dict[str, Any]]) -> dict[str, float]:
+    """What a run took: updates, tokens, speed, memory."""
+    tokens = [n for line in records if (n := number_of(line.get("num_tokens"))) is not None]
+    rates = [n for line in records if (n := number_of(line.get("tokens_per_s"))) is not None]
+    peaks = [n for line in records if (n := number_of(line.get("peak_memory_bytes"))) is not None]
+    found: dict[str, float] = {"steps": records[-1]["step"] if records else 0}
+    if tokens:
+        found["tokens"] = sum(tokens)
+    if rates:
+        found["tokens_per_s"] = median(rates)
+    if peaks:
+        found["peak_memory_bytes"] = max(peaks)
     return found
 
 
-def print_runs(found: list[dict[str, Any]]) -> None:
-    """The table, for people."""
-    if not found:
-        print("no runs yet; make one: duiti train my.jsonl -m tiny")
-        return
-    columns = ("path", "status", "model", "method", "steps", "loss", "val_loss")
-    table = Table(*columns, box=None)
-    for run in found:
-        table.add_row(*(_cell(run.get(column)) for column in columns))
-    Console().print(table)
+def _numbers(run: Run) -> dict[str, float]:
+    """Every number of a run under one name each."""
+    records = run.metrics
+    found: dict[str, float] = {}
+    for key, figure in end_and_best(records).items():
+        found[f"{key} at the end"] = figure.end
+        if key != "loss":
+            found[f"{key} at best"] = figure.best
+            found[f"{key} best at step"] = figure.best_step
+    evaluation, anchor = run.read_json(EVALUATION_FILE), run.read_json(ANCHOR_FILE)
+    found |= _finite("held out: ", object_of(evaluation.get("tuned")))
+    found |= _finite("held out, base: ", object_of(evaluation.get("base")))
+    found |= _finite("anchor: ", {k: v for k, v in anchor.items() if k.startswith(("kl", "nll"))})
+    return found | effort(records)
 
 
-def _cell(value: object) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+def _finite(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {key: number_of(value) for key, value in values.items()}
+    return {f"{prefix}{key}": number for key, number in numbers.items() if number is not None}
+
+
+def _status(run: Run) -> str:
+    return "finished" if run.is_finished else "unfinished"

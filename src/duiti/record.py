@@ -1,8 +1,7 @@
-"""What a run writes beside its weights: settings, environment, ledger, samples, and a README.
+"""What a run writes beside its weights: settings, environment, ledger and samples.
 
 write_start(folder, config, reasons, material)     # before training
 write_resumed(folder, stopped)                     # where it goes on
-write_end(folder, config, material, state)         # after
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import platform
 import secrets
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -24,7 +22,6 @@ import transformers
 
 import duiti
 from duiti.config import Config
-from duiti.durable import write_file
 from duiti.eval.evaluate import Asked, questions
 from duiti.fit import Fit
 from duiti.infer.model import Model
@@ -40,7 +37,6 @@ from duiti.run import (
 )
 from duiti.stopped import Stopped
 from duiti.training.rehearsal import Rehearsal
-from duiti.training.state import RunState
 from duiti.types import Example
 
 NUM_SAMPLES = 8
@@ -140,53 +136,3 @@ def write_resumed(folder: Path, stopped: Stopped) -> None:
     }
     environment["resumed"] = [*environment.get("resumed", []), resumed]
     write_json(path, environment)
-
-
-def write_end(folder: Path, config: Config, material: Material, state: RunState) -> None:
-    """The run's README: what it is, what was measured, how to use it."""
-    ledger = material.data.ledger.total
-    assert state.last is not None  # a plan has at least one update
-    kind = "PEFT adapter" if config.method == "lora" else "transformers model"
-    on = "" if config.quantize == "none" else f" on a base in four bits, {config.quantize}"
-    results = [f"- last training loss: {state.last.loss:.4f} (step {state.last.step})"]
-    if state.val_before is not None and state.val_after is not None:
-        results.append(
-            f"- validation loss: {state.val_before:.4f} before, {state.val_after:.4f} after"
-        )
-    if state.out_of_memory:
-        results.append(
-            f"- memory ran out {state.out_of_memory} times; at the end"
-            f" {state.last.micro_batch_tokens} tokens at most went through the model at once"
-        )
-    if state.progress.skipped_steps:
-        results.append(
-            f"- updates left out, with a loss or gradient that was not finite:"
-            f" {state.progress.skipped_steps}"
-        )
-    lines = [
-        "---",
-        f"base_model: {material.source.name}",
-        f"library_name: {'peft' if config.method == 'lora' else 'transformers'}",
-        "pipeline_tag: text-generation",
-        "tags: [sft, duiti]",
-        "---",
-        "",
-        f"# {folder.name}",
-        "",
-        f"{material.source.name}, fine-tuned with duiti"
-        f" {duiti.__version__} ({config.method}{on}). This folder is a {kind}.",
-        "",
-        f"- rows: {ledger.kept} of {ledger.rows}; tokens: {ledger.supervised} trained,"
-        f" {ledger.context} given",
-        f"- updates: {state.last.step}; supervised tokens seen: {state.progress.supervised_tokens}",
-        *results,
-        "",
-        "```sh",
-        shlex.join(["duiti", "chat", str(folder)]),
-        shlex.join(["duiti", "export", "merged", str(folder), "-o", f"{folder.name}-merged"]),
-        "```",
-        "",
-        "Every setting, with the reason where it was chosen: `config.yaml`. Every update:"
-        " `metrics.jsonl`. Every row: `data/ledger.json`.",
-    ]
-    write_file(folder / "README.md", "\n".join(lines) + "\n")

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from duiti.card import write_card
 from duiti.config import Config
 from duiti.durable import remove_leftovers
 from duiti.errors import DuitiError
@@ -29,7 +30,7 @@ from duiti.plan import cooling, is_val_due, settle
 from duiti.proof.chats import sample_chats
 from duiti.proof.expected import Expected, expectations, held_out_rows
 from duiti.proof.prove import prove
-from duiti.record import before_samples, write_end, write_resumed, write_start
+from duiti.record import before_samples, write_resumed, write_start
 from duiti.run import Run, new_run_folder
 from duiti.saving import Checkpoints
 from duiti.stopped import find_stopped, locate
@@ -129,6 +130,7 @@ def _train(job: Job, talk: Talk) -> Run:
             proof = prove(job.folder, expected, base=source.location,
                           trust_remote_code=source.trust_remote_code)  # fmt: skip
             talk.say("proof", proof.describe())
+            write_card(job.folder)  # again: the proof is in it
         saved.close()
     say_end(job.folder, state, time.perf_counter() - started, talk)
     return Run(job.folder)
@@ -161,7 +163,7 @@ def _make(job: Job, talk: Talk) -> tuple[RunState, Expected | None, Saved]:
         expected = _expected(shop, material, talk) if config.proof else None
         saved = save_weights(model, material.template, folder, config, material.source,
                      trained_stops=shop.stops, trained_on=shop.identity.trained_on)  # fmt: skip
-        write_end(folder, config, material, state)
+        write_card(folder)
     return state, expected, saved
 
 
