@@ -91,6 +91,9 @@ def test_what_is_missing_is_told_and_keeps_its_place(tmp_path: Path) -> None:
     assert np.isnan(found[3:7]).all()
     with RowLosses(tmp_path / "gone", cursor=2) as gone:
         assert gone.num_missing == 2
+    with RowLosses(path, cursor=2, is_same=False) as other:  # of other rows
+        assert other.num_missing == 2
+    assert np.isnan(read_row_losses(path)).all()
 
 
 def test_losses_that_are_not_those_of_the_rows_are_a_mistake_of_the_program(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_where_nothing_stands_out_that_is_said(
     assert note in found.note
     assert found.counts == {"contradictory": 0}
     assert found.as_dict()["rows"] == []
-    assert note in "\n".join(described(found))
+    assert note in "\n".join(described(found.as_dict()))
 
 
 def test_examples_of_a_row_are_one_row(template: Template, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_is_written_names_rows_and_never_quotes_them(
     store = made(template, tmp_path, {4: ("Who?", "Zanzibar"), 9: ("Who?", "Timbuktu")})
     own = losses(row1=(2.1, 2.0, 1.9), row4=(2.0, 1.9, 1.2), row9=(2.0, 1.9, 1.0))
     found = sort_rows(store, own, names=NAMES)
-    text = json.dumps(found.as_dict(), allow_nan=False) + "\n".join(described(found))
+    text = json.dumps(found.as_dict(), allow_nan=False) + "\n".join(described(found.as_dict()))
     assert "Zanzibar" not in text
     assert "Timbuktu" not in text
     told = found.as_dict()["rows"]
@@ -176,6 +176,6 @@ def test_the_most_telling_rows_come_first_and_are_bounded(
     found = sort_rows(store, own, names=NAMES)
     assert [row.origin.line for row in found.of_kind("never_learned")] == [12, 18, 4]
     assert [row.origin.line for row in found.of_kind("never_learned", most=1)] == [12]
-    lines = list(described(found, most=2))
+    lines = list(described(found.as_dict(), most=2))
     assert "  … and 1 more" in lines
     assert len([r for r in found.as_dict(most=1)["rows"] if r["kind"] == "never_learned"]) == 1  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
     write_rows(folder, train, seed=seed, held_out=held_out(sft, val))  # `rows.json`
     found = judge_rows(model, examples, folder=run.path)               # `duiti eval … --rows`
-    for line in described(found): print(line)                          # (duiti.eval.rows)
 
 Losses of epochs are there already; `judge_rows` adds a pass of the base before them and one of the
 tuned model behind. A row of a file is known to be one of the run's by the hash of its conversation,
@@ -96,7 +95,19 @@ def judge_rows(
         return sort_rows(examples, base[None], names=("base",))
     epochs = np.empty((0, len(examples))) if folder is None else losses_of_run(folder, examples)
     losses = np.concatenate([base[None], epochs, measured()[None]])
-    return sort_rows(examples, losses, names=("base", *_epochs(len(epochs)), "tuned"))
+    names = ("base", *_epochs(len(epochs)), "tuned")
+    is_own = np.isfinite(epochs).any(axis=0)
+    others = np.flatnonzero(~is_own)
+    if not (is_own.any() and len(others)):
+        return sort_rows(examples, losses, names=names)
+    # Rows beside those that were trained on, as a share that was split off: they are held out.
+    apart = HeldOut(
+        lengths=examples.num_supervised[others].astype(np.int64), losses=losses[-1, others]
+    )
+    losses[:, others] = np.nan
+    found = sort_rows(examples, losses, names=names, held_out=apart)
+    note = f"{len(others):,} of {len(examples):,} examples were not trained on: they are held out"
+    return replace(found, note="; ".join(filter(None, (note, found.note))))
 
 
 def losses_of_run(folder: Path, examples: ExampleStore, *, seed: int | None = None) -> Floats:

@@ -44,11 +44,13 @@ class RowLosses:
     As with `metrics.jsonl`, a disk that is full does not end a run: what cannot be written waits in
     memory and is tried again."""
 
-    def __init__(self, path: Path, *, cursor: int = 0) -> None:
+    def __init__(self, path: Path, *, cursor: int = 0, is_same: bool = True) -> None:
         """
         Args:
             path: continued behind entry `cursor`; begun anew where that is 0. Entries that should
                 be there and are not become NaN.
+            is_same: whether it goes on with the same rows in the same order; otherwise the entries
+                that are there belong to other rows, and become NaN.
 
         Raises:
             DuitiError: it cannot be written.
@@ -58,7 +60,9 @@ class RowLosses:
         """Why something could not be written at once; stays when it could be written later."""
         self._cursor = cursor
         with explained(path):
-            self._file = path.open("r+b" if cursor and path.is_file() else "wb", buffering=0)
+            self._file = path.open(
+                "r+b" if cursor and is_same and path.is_file() else "wb", buffering=0
+            )
             there = os.fstat(self._file.fileno()).st_size // _LOSS.itemsize
             self.num_missing = max(0, cursor - there)
             """Entries before `cursor` that were not there."""

@@ -23,7 +23,6 @@ from duiti.types import Origin
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,23 +53,16 @@ class RowTable:
     def origin(self, place: int) -> Origin:
         return Origin(self.names[self.files[place]], int(self.lines[place]))
 
-    def is_stuck(self) -> Bools:
-        """[R] not below the median row at last, and the same holds for a row with the same prompt
-        and another answer."""
-        is_up = self.last >= self.median  # false where it is not known
-        pairs = np.unique(
-            np.stack([self.prompts[is_up], self.conversations[is_up]], axis=1), axis=0
-        )
-        answers = np.bincount(pairs[:, 0], minlength=len(self.prompts))
-        stuck: Bools = is_up & (answers[self.prompts] > 1)
-        return stuck
-
-    def rival_of(self, place: int) -> int:
-        """The first such other row."""
-        is_other = (self.prompts == self.prompts[place]) & (
-            self.conversations != self.conversations[place]
-        )
-        return int(np.flatnonzero(is_other & (self.last >= self.median))[0])
+    def rivals(self) -> Ints:
+        """[R] of rows that are not below the median row at last: the first other such row with the
+        same prompt and another answer; -1: there is none, or it is below."""
+        up = np.flatnonzero(self.last >= self.median)  # false where it is not known
+        first = _first_with(self.prompts, up)
+        is_other = self.conversations[up] != self.conversations[first[self.prompts[up]]]
+        second = _first_with(self.prompts, up[is_other])
+        found = np.full(len(self.prompts), -1)
+        found[up] = np.where(is_other, first[self.prompts[up]], second[self.prompts[up]])
+        return found
 
 
 def table_of(store: ExampleStore, losses: Floats) -> RowTable:
@@ -124,4 +116,11 @@ def _means(losses: Floats, sizes: Floats, owner: Ints, count: int) -> Floats:
 def _numbered(digests: npt.NDArray[np.uint64]) -> Ints:
     """[R] equal numbers for equal digests."""
     found: Ints = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1)
+    return found
+
+
+def _first_with(numbers: Ints, rows: Ints) -> Ints:
+    """Of each number, the first of these ascending rows that has it; -1: none."""
+    found = np.full(len(numbers), -1)
+    found[numbers[rows[::-1]]] = rows[::-1]
     return found

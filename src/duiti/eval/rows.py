@@ -2,7 +2,8 @@
 
     found = sort_rows(train, losses_ME, names=("epoch 1", "epoch 2", "epoch 3"), held_out=held_out)
     found.counts, found.of_kind("never_learned")
-    found.as_dict()                                          # origins and losses, never content
+    told = found.as_dict()                                   # origins and losses, never content
+    for line in described(told): print(line)
 
 Nothing is absolute: a row is held against the other rows of its run. `Usual` is how it went with
 most of them: the median loss at first and at last, and the level half-way between. *High* is above
@@ -24,14 +25,15 @@ Legend: M measurements in their order, E examples, R rows (a row may have made s
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from duiti.data.storage.store import ExampleStore
-from duiti.eval.row_table import Bools, Floats, Ints, RowTable, table_of
+from duiti.eval.row_table import Floats, Ints, RowTable, table_of
 from duiti.types import Origin
 
 KINDS = ("contradictory", "never_learned", "unlearned", "memorised", "learned")
@@ -117,6 +119,8 @@ class SortedRows:
     """[R] how telling a row is among those of its kind."""
     alike: Floats
     """[R] loss of held-out rows of its length; NaN: not known."""
+    rivals: Ints
+    """[R] a row that contradicts it; -1: none."""
 
     def of_kind(self, kind: str, *, most: int | None = None) -> list[JudgedRow]:
         """The rows of a kind, the most telling first (of equal ones in the order of the file)."""
@@ -140,6 +144,7 @@ class SortedRows:
             told += self.of_kind(kind, most=NUM_TOLD if kind == "learned" else most)
         return {
             "measured": list(self.names),
+            "usual": None if self.usual is None else [self.usual.first, self.usual.last],
             "counts": self.counts,
             "note": self.note,
             "rows": [row.as_dict() for row in told],
@@ -157,7 +162,7 @@ class SortedRows:
             float(column[place]) for column in (rows.first, rows.last, rows.lowest)
         )
         if kind == "contradictory":
-            rival = rows.origin(rows.rival_of(place))
+            rival = rows.origin(int(self.rivals[place]))
             return (
                 f"{rival} has the same prompt and another answer; {last:.3g} nats at last, where"
                 f" half of the rows are at or below {rows.median:.3g}"
@@ -209,7 +214,8 @@ def sort_rows(
         ):
             chosen = known_twice & applies
             kinds[chosen], scores[chosen] = KINDS.index(kind), score[chosen]
-    stuck = rows.is_stuck()
+    rivals = rows.rivals()
+    stuck = rivals >= 0
     kinds[stuck], scores[stuck] = KINDS.index("contradictory"), rows.last[stuck]
     sought: tuple[str, ...] = KINDS if usual is not None else KINDS[:1]
     if usual is not None and not np.isfinite(alike).any():
@@ -218,29 +224,28 @@ def sort_rows(
     counts = {kind: int((kinds == KINDS.index(kind)).sum()) for kind in sought}
     return SortedRows(
         names=tuple(names), usual=usual, note=note, counts=counts, rows=rows, kinds=kinds,
-        scores=scores, alike=alike,
+        scores=scores, alike=alike, rivals=rivals,
     )  # fmt: skip
 
 
-def described(found: SortedRows, *, most: int = 20) -> Iterable[str]:
-    """Lines for people: the usual row, then each kind with its rows by file and line."""
-    if found.usual is not None:
-        yield (
-            f"rows usually fell from {found.usual.first:.3g} nats ({found.names[0]}) to"
-            f" {found.usual.last:.3g} ({found.names[-1]})"
-        )
-    if found.note:
-        yield found.note
-    for kind, count in found.counts.items():
+def described(told: Mapping[str, Any], *, most: int = 20) -> Iterator[str]:
+    """Lines for people, from `SortedRows.as_dict`: the usual row, then each kind with its rows by
+    file and line."""
+    if told["usual"] is not None:
+        (first, last), names = told["usual"], told["measured"]
+        yield f"rows usually fell from {first:.3g} nats ({names[0]}) to {last:.3g} ({names[-1]})"
+    if told["note"]:
+        yield told["note"]
+    for kind, count in told["counts"].items():
         yield f"{kind.replace('_', ' ')}: {count:,}"
         if kind != "learned":
-            for row in found.of_kind(kind, most=most):
-                yield f"  {row.origin}: {row.why}"
+            rows = [row for row in told["rows"] if row["kind"] == kind]
+            yield from (f"  {row['origin']}: {row['why']}" for row in rows[:most])
             if count > most:
                 yield f"  … and {count - most:,} more"
 
 
-def _usual(rows: RowTable, known_twice: Bools) -> tuple[Usual | None, str]:
+def _usual(rows: RowTable, known_twice: npt.NDArray[np.bool_]) -> tuple[Usual | None, str]:
     if not known_twice.any():
         return None, "each row was measured once only, so nobody can tell how its loss went on"
     first, last = rows.first[known_twice], rows.last[known_twice]
