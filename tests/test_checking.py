@@ -265,7 +265,7 @@ def test_a_folder_gives_its_train_files_and_validates_with_its_validation_files(
     report = Checked(capfd, folder, "-m", llama_dir, "--json", "--val", "30%").report
     assert report["kept"] + report["val_examples"] == 14
     run = api.train(folder, model=str(llama_dir), output=str(tmp_path / "run"), quiet=True,
-                    device="cpu", epochs=1, eval_every=1)  # fmt: skip
+                    device="cpu", epochs=1, eval_every=1, proof=False)  # fmt: skip
     assert all("val_loss" in step for step in run.metrics)
     environment = json.loads((run.path / "env.json").read_text())
     assert [Path(file["file"]).name for file in environment["data"]] == [
@@ -360,7 +360,7 @@ def test_content_of_a_broken_row_is_in_nothing_that_is_said_or_written(
         assert SECRET not in checked.out + checked.err
         assert SECRET not in page.read_text() + dump.read_text()
     run = api.train(broken, model=str(model), template=template, on_bad_row="drop", quiet=True,
-                    output=str(tmp_path / "run"), device="cpu", epochs=1)  # fmt: skip
+                    output=str(tmp_path / "run"), device="cpu", epochs=1, proof=False)  # fmt: skip
     written = [path.read_bytes() for path in run.path.rglob("*") if path.is_file()]
     assert not any(SECRET.encode() in text for text in written)
     assert (run.path / "data" / "rejected.jsonl").read_text().count("\n") == 20
@@ -460,7 +460,7 @@ def test_a_template_that_writes_the_date_gets_that_of_the_run_for_good(
     assert "Today is 29 February 2024.⏎" in checked.out
     assert "the template writes the date; in this run it is 2024-02-29" in checked.out
     run = api.train(rows, model=str(model), date="2024-02-29", output=str(tmp_path / "run"),
-                    quiet=True, device="cpu", epochs=1)  # fmt: skip
+                    quiet=True, device="cpu", epochs=1, proof=False)  # fmt: skip
     assert "date: '2024-02-29'" in (run.path / "config.yaml").read_text()
     assert json.loads((run.path / "env.json").read_text())["date"] == "2024-02-29"
     asked = [Message(role="user", content=PAIRS[0]["prompt"])]
@@ -479,7 +479,7 @@ def test_without_a_date_it_is_that_of_the_day_and_recorded(
 ) -> None:
     before = datetime.date.today().isoformat()
     run = api.train(rows, model=str(llama_dir), output=str(tmp_path / "run"), quiet=True,
-                    device="cpu", epochs=1)  # fmt: skip
+                    device="cpu", epochs=1, proof=False)  # fmt: skip
     assert before <= run.config.date <= datetime.date.today().isoformat()
 
 
@@ -502,7 +502,7 @@ def test_a_tokenizer_without_an_end_needs_a_template_that_has_one(
     assert "the tokenizer has no eos token" in checked.err
     assert Checked(capfd, rows, "-m", model, "--template", "chatml").code == 0
     run = api.train(rows, model=str(model), template="chatml", quiet=True, device="cpu", epochs=1,
-                    output=str(tmp_path / "run"))  # fmt: skip
+                    output=str(tmp_path / "run"), proof=False)  # fmt: skip
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     loaded = load(run, device="cpu")
     assert loaded.stop_ids == {end}
@@ -520,7 +520,7 @@ def test_tokens_that_the_model_has_no_embedding_for_are_refused_where_they_are_u
     # A vocabulary that is larger than the embedding is common, and no fault as such.
     assert Checked(capfd, rows, "-m", model).code == 0
     api.train(rows, model=str(model), quiet=True, device="cpu", epochs=1,
-              output=str(tmp_path / "run"))  # fmt: skip
+              output=str(tmp_path / "run"), proof=False)  # fmt: skip
     bad = write_rows(tmp_path / "bad.jsonl", [*PAIRS, {"prompt": "extra7", "response": "a"}])
     checked = Checked(capfd, bad, "-m", model)
     assert checked.code == 3
@@ -572,6 +572,7 @@ def test_the_next_command_that_is_named_runs_as_it_is_written(
     flags = ["--map", "q=prompt,a=response", "--no-cache", "--lora.rank", "4", "--strict",
              "--lora.rslora", "--lora.target-modules", "q_proj,v_proj", "--val", "20%",
              "--device", "cpu", "--max-steps", "1", "-o", str(tmp_path / "run")]  # fmt: skip
+    flags.append("--no-proof")
     checked = Checked(capfd, file, "-m", llama_dir, *flags)
     assert checked.code == 0, checked.err
     (line,) = [text for text in checked.out.splitlines() if text.startswith("next")]

@@ -62,11 +62,11 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_the_python_of_the_readme_runs(name: str, tmp_path: Path) -> None:
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     for file in ("my.jsonl", "test.jsonl"):
         (tmp_path / file).write_text("\n".join(ROWS) + "\n", encoding="utf-8")
-    (code,) = blocks(name, "python")
+    (code,), (chinese,) = (blocks(name, "python") for name in READMES)
+    assert code == chinese.replace("法国的首都是哪里？", "What is the capital of France?")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
