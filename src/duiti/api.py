@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -15,12 +15,14 @@ from duiti.data.dataset import Limits, rows_refusal, short_enough
 from duiti.data.jobs import PrepareOptions
 from duiti.data.prepare import prepare
 from duiti.data.reading.sources import Source, parse_source
+from duiti.data.storage.store import ExampleStore
 from duiti.errors import DataError, UsageError
 from duiti.eval.evaluate import evaluation_dict, score
+from duiti.eval.judge import judge_rows
 from duiti.eval.metrics import find_metrics
+from duiti.eval.rows import SortedRows
 from duiti.exporting.merge import MergeReport, export_merged
 from duiti.infer.model import Model, load
-from duiti.model.load import longest_text
 from duiti.model.sft_model import probe_rows, why_alone
 from duiti.run import Run, open_run
 from duiti.sft import finetune, go_on
@@ -107,38 +109,39 @@ def evaluate(
         DataError: rows that cannot be used.
     """
     check_metrics(metrics)
-    model = (
-        run
-        if isinstance(run, Model)
-        else load(run, device=device, template=template, trust_remote_code=trust_remote_code)
-    )
-    length = longest_text(model.hf.config, model.tokenizer)
-    options = PrepareOptions(
-        date=model.date, mapping=map or {}, special_tokens=model.special_tokens
-    )
-    prepared = prepare([_source(data)], model.template, options)
-    examples, ledger = short_enough(prepared, length)
-    limits = Limits(max_length=length, positions=length)
-    if on_bad_row == "drop":
-        limits = replace(limits, max_lost=1.0)
-    error = rows_refusal(ledger, limits, on_bad_row=on_bad_row)
-    if error is not None:
-        raise error
-    if not len(examples):
-        raise DataError("no row is left to measure on", why="all were rejected")
-    probe = collate(probe_rows(model.hf, examples, lengths=examples.lengths), model.hf.device)
-    is_packed = why_alone(model.hf, probe) is None
+    model = _opened(run, device, template, trust_remote_code)
+    rows = _measurable(model, data, map or {}, on_bad_row)
     measure = partial(
         score,
-        examples=examples,
+        examples=rows.examples,
         metrics=metrics,
-        is_packed=is_packed,
+        is_packed=rows.is_packed,
         max_new_tokens=max_new_tokens,
     )
     with model.base():
         base = measure(model)
     tuned = measure(model) if model.is_tuned else None
-    return evaluation_dict(base, tuned, n=ledger.total.kept)
+    return evaluation_dict(base, tuned, n=rows.num_rows)
+
+
+def sort_rows(
+    run: str | Path | Run | Model,
+    data: str | Path | Rows,
+    *,
+    map: Mapping[str, str] | None = None,
+    template: str = "auto",
+    device: str = "auto",
+    on_bad_row: Literal["refuse", "drop"] = "refuse",
+    trust_remote_code: bool = False,
+) -> SortedRows:
+    """The rows that fight a run (docs/rows.md): what became of the loss of each row of `data`.
+
+    Raises:
+        UsageError, DataError: as `evaluate`.
+    """
+    model = _opened(run, device, template, trust_remote_code)
+    rows = _measurable(model, data, map or {}, on_bad_row)
+    return judge_rows(model, rows.examples, folder=model.folder, is_packed=rows.is_packed)
 
 
 def check_metrics(names: Collection[str]) -> None:
@@ -183,6 +186,47 @@ def export(
         proof=proof,
         trust_remote_code=trust_remote_code,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measurable:
+    """Rows that a model can be measured on."""
+
+    examples: ExampleStore
+    num_rows: int
+    is_packed: bool
+    """Whether documents may share a pass."""
+
+
+def _opened(
+    run: str | Path | Run | Model, device: str, template: str, trust_remote_code: bool
+) -> Model:
+    if isinstance(run, Model):
+        return run
+    return load(run, device=device, template=template, trust_remote_code=trust_remote_code)
+
+
+def _measurable(
+    model: Model,
+    data: str | Path | Rows,
+    map: Mapping[str, str],
+    on_bad_row: Literal["refuse", "drop"],
+) -> _Measurable:
+    length = model.positions
+    options = PrepareOptions(date=model.date, mapping=map, special_tokens=model.special_tokens)
+    prepared = prepare([_source(data)], model.template, options)
+    examples, ledger = short_enough(prepared, length)
+    limits = Limits(max_length=length, positions=length)
+    if on_bad_row == "drop":
+        limits = replace(limits, max_lost=1.0)
+    error = rows_refusal(ledger, limits, on_bad_row=on_bad_row)
+    if error is not None:
+        raise error
+    if not len(examples):
+        raise DataError("no row is left to measure on", why="all were rejected")
+    probe = collate(probe_rows(model.hf, examples, lengths=examples.lengths), model.hf.device)
+    is_packed = why_alone(model.hf, probe) is None
+    return _Measurable(examples=examples, num_rows=ledger.total.kept, is_packed=is_packed)
 
 
 def _source(data: str | Path | Rows) -> Source:

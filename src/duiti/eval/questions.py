@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from duiti.infer.generate import BATCH_TOKENS, Answer, generate
+from duiti.infer.generate import BATCH_TOKENS, Answer
 from duiti.infer.model import Model
-from duiti.model.load import longest_text
 from duiti.training.out_of_memory import is_out_of_memory, release_memory
 from duiti.types import IGNORE_INDEX, Example
 
@@ -82,17 +81,13 @@ def _answered(
     """Greedy answers; where memory runs out, once more in batches of half the size."""
     device = next(model.hf.parameters()).device
     is_low = compute_dtype not in (None, torch.float32)
-    positions = longest_text(model.hf.config, model.tokenizer)
     batch_tokens = BATCH_TOKENS
     while True:
         try:
             with torch.autocast(device.type, compute_dtype) if is_low else nullcontext():
-                return generate(
-                    model.hf,
+                return model.generate(
                     [item.prompt for item in asked],
-                    stop_ids=model.stop_ids,
                     max_new_tokens=max_new_tokens,
-                    positions=positions,
                     batch_tokens=batch_tokens,
                 )
         except (MemoryError, RuntimeError) as error:

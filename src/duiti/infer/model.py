@@ -25,7 +25,7 @@ from duiti.data.jobs import day, prompt_service
 from duiti.data.templates.control import Mode
 from duiti.data.templates.template import Template, load_template
 from duiti.errors import DuitiError, UsageError
-from duiti.infer.generate import GREEDY, Answer, Sampling, generate, stream
+from duiti.infer.generate import BATCH_TOKENS, GREEDY, Answer, Sampling, generate, stream
 from duiti.infer.messages import as_messages
 from duiti.infer.stored import NO_HASHES, hold_base, hold_template, load_saved_template, verified
 from duiti.model.adapter import CONFIG_FILE, load_adapter, read_adapter_config
@@ -58,6 +58,7 @@ class Model:
         date: str = "auto",
         special_tokens: Mode = "reject",
         trained_on: TrainedOn | None = None,
+        folder: Path | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
         self.hf = hf
@@ -73,6 +74,8 @@ class Model:
         self.name = name
         self.trained_on = trained_on
         """What it belongs to, where that is known: of a run, and of what duiti made of one."""
+        self.folder = folder
+        """Of the run that it is."""
         self.notes = notes
         """What could not be verified, for whoever shows the model to a person."""
         self._base_name = base_name
@@ -84,6 +87,11 @@ class Model:
     def is_tuned(self) -> bool:
         """Whether there is a base model to compare with."""
         return self._base_name is not None
+
+    @property
+    def positions(self) -> int:
+        """Tokens of prompt and answer together, at most."""
+        return longest_text(self.hf.config, self.tokenizer)
 
     @contextmanager
     def base(self) -> Iterator[None]:
@@ -141,10 +149,10 @@ class Model:
     ) -> Iterator[str]:
         """As `chat`, in pieces as they come; a character is never cut in two."""
         prompt = self.prompts.prompt_ids(as_messages(messages), tools)
-        positions = longest_text(self.hf.config, self.tokenizer)
-        if len(prompt) >= positions:
+        if len(prompt) >= self.positions:
             raise UsageError(
-                f"the conversation has {len(prompt)} tokens, and the model {positions} positions",
+                f"the conversation has {len(prompt)} tokens, and the model {self.positions}"
+                " positions",
                 fix="a shorter one; in a chat, /reset begins anew",
             )
         ids: list[int] = []
@@ -153,7 +161,7 @@ class Model:
             self.hf,
             prompt,
             stop_ids=self.stop_ids,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, self.positions - len(prompt)),
             sampling=sampling,
         ):
             ids.append(token)
@@ -174,14 +182,21 @@ class Model:
         *,
         max_new_tokens: int = 512,
         sampling: Sampling = GREEDY,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> list[Answer]:
-        """Answers to prompts that are ids already (see `prompts.prompt_ids`), in batches."""
+        """Answers to prompts that are ids already (see `prompts.prompt_ids`), in batches.
+
+        Args:
+            batch_tokens: what a batch may come to hold (`duiti.infer.generate.generate`).
+        """
         return generate(
             self.hf,
             prompts,
             stop_ids=self.stop_ids,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
+            positions=self.positions,
+            batch_tokens=batch_tokens,
         )
 
     def _is_begun_prefix(self, ids: Sequence[int]) -> bool:
@@ -258,7 +273,7 @@ def _load_run(
         hold_base(trained_on, run.path, base)
         lora, _ = read_adapter_config(run.path)
         load_adapter(hf, run.path, lora)
-        hf.generation_config = GenerationConfig.from_pretrained(run.path)
+        hf.generation_config = _generation_config(run.path)
     else:
         # The run is a whole model: its base is looked for only when it is asked (`Model.base`).
         hf = load_model(own, dtype=dtype, device=device, quantize=quantize)
@@ -274,6 +289,7 @@ def _load_run(
         date=config.date,
         special_tokens=config.special_tokens,
         trained_on=trained_on,
+        folder=run.path,
     )
 
 
@@ -296,7 +312,7 @@ def _load_peft(
         hold_template(artefact.trained_on, path, bound)
     load_adapter(hf, path, lora)
     if artefact is not None:
-        hf.generation_config = GenerationConfig.from_pretrained(path)
+        hf.generation_config = _generation_config(path)
     hf.requires_grad_(False)
     return Model(
         hf,
@@ -308,6 +324,19 @@ def _load_peft(
         trained_on=None if artefact is None else artefact.trained_on,
         notes=notes,
     )
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    """What was saved beside an adapter: the tokens that were trained to end an answer."""
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DuitiError(
+            f"{folder}: its generation_config.json, which says where answers end, cannot be read",
+            why=reason,
+            fix="use the version of transformers that env.json tells; or train again",
+        ) from None
 
 
 def stop_ids_of(model: PreTrainedModel, template: Template) -> frozenset[int]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from duiti.config import load_config
+from duiti.errors import UsageError
 from duiti.verbs.shared import Flag, Json, say_notes
+
+if TYPE_CHECKING:
+    from duiti.infer.model import Model
 
 
 def eval_(
@@ -22,6 +28,8 @@ def eval_(
     device: str = "auto",
     on_bad_row: Literal["refuse", "drop"] = "refuse",
     max_new_tokens: int | None = None,
+    rows: Flag = False,
+    clean: Path | None = None,
     json_: Json = False,
     trust_remote_code: Flag = False,
 ) -> None:
@@ -46,6 +54,11 @@ def eval_(
         refuse, or drop rows that cannot be used.
     max_new_tokens
         Of an answer, at most. Default: twice the longest expected answer.
+    rows
+        Instead of figures: rows of DATA that were never learned, were learned and lost again, or
+        contradict another row.
+    clean
+        With --rows: write DATA without these rows into this file.
     json_
         Print one JSON object instead of a table.
     trust_remote_code
@@ -56,8 +69,13 @@ def eval_(
 
     renamed = load_config(None, {"map": map}).map if map else None
     check_metrics(metric)
+    if clean is not None:
+        _require_cleanable(data, clean, rows)
     loaded = load(model, device=device, template=template, trust_remote_code=trust_remote_code)
     say_notes(loaded)
+    if rows:
+        _sort(loaded, data, renamed, on_bad_row, clean, json_)
+        return
     found = evaluate(
         loaded,
         data,
@@ -67,9 +85,41 @@ def eval_(
         max_new_tokens=max_new_tokens,
     )
     if json_:
-        print(json.dumps(found))
+        print(json.dumps(found, ensure_ascii=False))
         return
     _print_scores(found)
+
+
+def _require_cleanable(data: str, clean: Path, rows: bool) -> None:
+    from duiti.eval.clean import require_cleanable
+
+    if not rows:
+        raise UsageError("--clean leaves out what --rows finds", fix=f"--rows --clean {clean}")
+    require_cleanable(Path(data), clean)
+
+
+def _sort(
+    model: Model,
+    data: str,
+    renamed: Mapping[str, str] | None,
+    on_bad_row: Literal["refuse", "drop"],
+    clean: Path | None,
+    json_: bool,
+) -> None:
+    """Tell the rows that fight the run, and write the others if asked to."""
+    from duiti.api import sort_rows
+    from duiti.eval.clean import write_cleaned
+    from duiti.eval.rows import FIGHTING, described
+
+    found = sort_rows(model, data, map=renamed, on_bad_row=on_bad_row)
+    told = found.as_dict()
+    lines = list(described(told))
+    if clean is not None:
+        without = {origin.line for origin in found.origins(FIGHTING)}
+        cleaned = write_cleaned(Path(data), clean, without=without)
+        told["clean"] = {"path": str(cleaned.path), "kept": cleaned.num_kept}
+        lines.append(f"{cleaned.path}: {cleaned.num_kept:,} rows, {len(without):,} left out")
+    print(json.dumps(told, ensure_ascii=False) if json_ else "\n".join(lines))
 
 
 def _print_scores(found: dict[str, Any]) -> None:
