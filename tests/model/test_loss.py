@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from duiti.model import head as head_module
 from duiti.model import trained_head as trained_module
 from duiti.model.head import LogitShape
-from duiti.model.loss import supervised_loss
+from duiti.model.loss import supervised_loss, supervised_losses
 
 N, D, V = 37, 16, 53
 SHAPES = [
@@ -91,6 +91,43 @@ def test_loss_and_gradients_are_those_of_dense_cross_entropy(
         assert mine.grad is not None
         assert reference.grad is not None
         assert_near(mine.grad, reference.grad)
+
+
+@pytest.mark.parametrize("is_head_trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.parametrize("tile", [(1, 7), (5, 1000), (1000, 20)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_loss_of_each_position_comes_with_their_sum_and_is_that_of_dense_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, shape: LogitShape, tile: tuple[int, int], is_head_trained: bool
+) -> None:
+    monkeypatch.setattr(head_module, "CPU_TILE", tile)
+    monkeypatch.setattr(trained_module, "KEPT_BYTES", 4 * V * tile[0])
+    hidden, head, bias, targets = inputs()
+    hidden.requires_grad_()
+    head.requires_grad_(is_head_trained)
+    for weights in (None, mixed_weights()):
+        total, each = supervised_losses(
+            hidden, head, targets, weights=weights, bias=bias, shape=shape
+        )
+        wide = (t.detach().double()[:, None] for t in (hidden, targets))
+        expected = torch.stack(
+            [
+                dense(own, head.detach().double(), bias.double(), target.long(), shape)
+                for own, target in zip(*wide, strict=True)
+            ]
+        )
+        assert each.dtype == torch.float32
+        assert not each.requires_grad
+        assert_near(each, expected)
+        counted = each if weights is None else each * weights
+        assert total.item() == pytest.approx(counted.double().sum().item(), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_that_are_only_filled_up_have_no_loss_of_their_own(dtype: torch.dtype) -> None:
+    hidden, head, _, targets = inputs(dtype)
+    total, each = supervised_losses(hidden, head, targets)
+    assert each.shape == (N,)
+    assert total.item() == pytest.approx(each.double().sum().item(), rel=TOLERANCE)
 
 
 def loss_and_gradients(weights: Tensor | None, dtype: torch.dtype) -> list[Tensor]:

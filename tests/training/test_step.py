@@ -162,6 +162,51 @@ def test_four_parts_two_parts_and_one_part_give_the_same_gradient(
             assert (grads[name] - grad).abs().max() <= 1e-6 * largest, name
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("given_rows", [rows(), mixed()], ids=["plain", "weighted"])
+def test_an_update_tells_the_loss_of_each_row_in_its_order_however_it_is_cut(
+    qwen3_dir: Path, given_rows: list[Example], method: str
+) -> None:
+    """The plain mean over a row's tokens, from plain transformers, every row alone."""
+    plain = AutoModelForCausalLM.from_pretrained(qwen3_dir)
+    with torch.no_grad():
+        expected = [plain_mean_loss(plain, [own])[0].item() for own in rows()]
+    assert max(expected) - min(expected) > 0.1  # a wrong order shows
+    found = []
+    for budget in (1, 20, 95, 4096):
+        _, sft, optimizer = trained(qwen3_dir, Config(method=method))
+        steps = plan(micro_batch_tokens=budget)
+        metrics = train_step(sft, optimizer, given_rows, steps, step=1, epoch=1.0)
+        assert metrics.row_losses == pytest.approx(expected, abs=1e-5)
+        found.append(metrics.row_losses)
+    # Packed or alone, hidden states differ by their rounding, some 1e-7 of logits of order 10.
+    for own in found[1:]:
+        assert own == pytest.approx(found[0], abs=1e-6 * 10)
+
+
+def test_the_losses_of_rows_add_up_to_the_loss_of_the_update(llama_dir: Path) -> None:
+    _, sft, optimizer = trained(llama_dir)
+    metrics = train_step(sft, optimizer, rows(), plan(), step=1, epoch=1.0)
+    counts = [own.num_supervised for own in rows()]
+    total = sum(loss * count for loss, count in zip(metrics.row_losses, counts, strict=True))
+    assert total / sum(counts) == pytest.approx(metrics.loss, rel=1e-6)
+
+
+def test_a_row_without_a_trained_token_has_no_loss(llama_dir: Path) -> None:
+    nothing = row(7, 7, 9)
+    _, sft, optimizer = trained(llama_dir)
+    steps = plan(micro_batch_tokens=20)
+    metrics = train_step(sft, optimizer, [rows()[0], nothing, rows()[2]], steps, step=1, epoch=1.0)
+    assert [np.isfinite(loss) for loss in metrics.row_losses] == [True, False, True]
+    assert metrics.row_losses[::2] == pytest.approx(
+        [
+            train_step(*trained(llama_dir)[1:], [own], steps, step=1, epoch=1.0).loss
+            for own in (rows()[0], rows()[2])
+        ],
+        abs=1e-5,
+    )
+
+
 @pytest.mark.parametrize("budget", [2, 95, 4096])
 @pytest.mark.parametrize("factor", [1.0, 2.0, 0.25])
 def test_a_common_weight_changes_no_bit(qwen3_dir: Path, factor: float, budget: int) -> None:
