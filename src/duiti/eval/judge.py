@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from duiti.data.batch import lengths_of
+from duiti.data.replay import REHEARSED
 from duiti.data.storage.store import ExampleStore
 from duiti.eval.row_losses import (
     ROW_KEYS_FILE,
@@ -46,13 +47,17 @@ def write_rows(
     """`rows.json` of a run that has been trained, from `data/row_losses.f32`.
 
     Args:
+        train: all that was trained on; general text that was rehearsed is passed over.
         held_out: its validation rows by the trained model; None: there are none.
 
     Raises:
         DuitiError: a file cannot be read or written.
     """
     losses = by_epoch(read_row_losses(folder / ROW_LOSSES_FILE), len(train), seed=seed)
-    found = sort_rows(train, losses, names=_epochs(len(losses)), held_out=held_out)
+    files, _ = train.origins()
+    own = np.flatnonzero(np.array([name != REHEARSED for name in train.files])[files])
+    names = _epochs(len(losses))
+    found = sort_rows(train.select(own), losses[:, own], names=names, held_out=held_out)
     write_json(folder / ROWS_FILE, {"epochs": len(losses), **found.as_dict()})
     return found
 
