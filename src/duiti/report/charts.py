@@ -23,7 +23,7 @@ MAX_POINTS = 1000
 MAX_DOTS = 60
 """Points up to which each is marked."""
 SIDE = 1000
-SMOOTHING = 0.9
+SMOOTHING = 0.8
 """Of the line that is drawn without scripts: weight of the past at every one of 100 points."""
 LOG_FROM = 100
 """Values are on a logarithmic axis where the largest is so many times a usual small one."""
@@ -45,6 +45,8 @@ class Line:
     low: Sequence[float | None] = ()
     """Lower ends of intervals, where there are any."""
     high: Sequence[float | None] = ()
+    told: str = ""
+    """The number that stands beside its name; empty: its last value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +62,8 @@ class DrawnLine:
     """Where its points are, in percent; none where they are many."""
     bars: Sequence[tuple[float, float, float]]
     """Intervals: where, from, to, in percent."""
-    last: str
-    """Its last value."""
+    told: str
+    """The number that stands beside its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ def draw(
         title=title,
         note=note,
         lines=drawn,
-        x_ticks=[(_percent(axis_x.place(tick)), compact(tick)) for tick in axis_x.ticks(6)],
+        x_ticks=_x_ticks(axis_x, x_label),
         y_ticks=[(_percent(1 - axis_y.place(tick)), compact(tick)) for tick in axis_y.ticks(4)],
         is_log=axis_y.is_log,
         mark=None if mark is None else _percent(min(1.0, max(0.0, axis_x.place(mark)))),
@@ -158,9 +160,16 @@ def means(x: Floats, y: Floats, limit: int = MAX_POINTS // 2) -> tuple[Floats, F
 
 
 def smoothed(values: Floats, weight: float = SMOOTHING) -> Floats:
-    """An exponential mean that gives its beginning no extra weight, as if there were 100 points:
-    the same share of a curve is looked at, whatever its length."""
+    """The mean of two exponential means, from the left and from the right, so that nothing lags.
+
+    `weight` is as if there were 100 points: the same share of a curve is looked at, whatever its
+    length."""
     keep = weight ** (100 / max(100, len(values))) if weight > 0 else 0.0
+    return (_one_way(values, keep) + _one_way(values[::-1], keep)[::-1]) / 2
+
+
+def _one_way(values: Floats, keep: float) -> Floats:
+    """An exponential mean that gives its beginning no extra weight."""
     found, mean, total = np.empty_like(values), 0.0, 0.0
     for index, value in enumerate(values.tolist()):
         mean, total = keep * mean + (1 - keep) * value, keep * total + (1 - keep)
@@ -226,6 +235,13 @@ class _Axis:
         return self.low - slack <= tick <= self.high + slack
 
 
+def _x_ticks(axis: _Axis, label: str) -> list[tuple[float, str]]:
+    """Ticks to the right of the axis's name, which stands at its beginning."""
+    room = 3 + 2 * len(label)
+    places = [(_percent(axis.place(tick)), compact(tick)) for tick in axis.ticks(6)]
+    return [(place, text) for place, text in places if place > room]
+
+
 def _y_axis(values: Floats, *, from_zero: bool) -> _Axis:
     """A scale with round ends; logarithmic where a few values dwarf the others."""
     low, high = float(values.min()), float(values.max())
@@ -270,7 +286,7 @@ def _draw_line(line: Line, axis_x: _Axis, axis_y: _Axis) -> tuple[DrawnLine, dic
             for a, low, high in intervals
             if low is not None and high is not None
         ],
-        last=compact(float(f"{y[-1]:.3g}")),
+        told=line.told or compact(float(f"{y[-1]:.3g}")),
     ), data
 
 

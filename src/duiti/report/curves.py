@@ -6,9 +6,9 @@ rate_chart(data.found_rate); more_data_chart(data.more_data)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from duiti.report.charts import Chart, Line, draw
+from duiti.report.charts import Chart, Line, compact, draw
 from duiti.report.folder import FoundRate, MoreData, Strength
 from duiti.report.read import Curve
 
@@ -63,7 +63,7 @@ def strength_charts(strength: Strength) -> list[Chart]:
         known = [(x, y) for x, y in sorted(points) if y is not None]
         if len(known) > 1:
             line = Line(name=style, label=title.lower(), x=[x for x, _ in known],
-                        y=[y for _, y in known])  # fmt: skip
+                        y=[y for _, y in known], told=_at(known, strength.recommended))  # fmt: skip
             found.append(
                 draw([line], title=title, note=note, x_label="strength", mark=strength.recommended,
                      mark_label="recommended", from_zero=style == "drift")
@@ -78,7 +78,7 @@ def rate_chart(found_rate: FoundRate) -> Chart | None:
     if len(points) < 2:
         return None
     line = Line(name="val", label="held-out loss", x=[x for x, _ in points],
-                y=[y for _, y in points])  # fmt: skip
+                y=[y for _, y in points], told=_at(points, found_rate.chosen))  # fmt: skip
     return draw([line], title="Held-out loss after a short training", x_label="learning rate",
                 log_x=True, mark=found_rate.chosen, mark_label="chosen")  # fmt: skip
 
@@ -109,8 +109,17 @@ def eval_table(curves: Mapping[str, Curve], most: int = 50) -> tuple[list[str], 
     return ["step", *(name.replace("_", " ") for name in names)], rows
 
 
+def _at(points: Sequence[tuple[float, float]], x: float | None) -> str:
+    """The value at a place that is pointed out."""
+    if x is None:
+        return ""
+    nearest = min(points, key=lambda point: abs(point[0] - x))
+    return f"{compact(float(f'{nearest[1]:.3g}'))} at {compact(nearest[0])}"
+
+
 def _line(curve: Curve, style: str, label: str, *, smooth: bool) -> Line:
-    return Line(name=style, label=label, x=curve.steps, y=curve.values, smooth=smooth)
+    told = f"peak {compact(float(curve.values.max()))}" if label == "rate" else ""
+    return Line(name=style, label=label, x=curve.steps, y=curve.values, smooth=smooth, told=told)
 
 
 def _cell(value: float | None) -> str:

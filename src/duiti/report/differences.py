@@ -15,8 +15,11 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["same", "extra", "missing"]
 
-LIKE = 0.25
-"""Share of words in common below which two answers are not compared: marks would be everywhere."""
+LIKE = 0.5
+"""Share of words in common (of both, twice the common ones by all; Dice's) below which two answers
+are not compared: marks would be everywhere."""
+WHOLE = 0.8
+"""Share of the expected words from which they are compared, however long the answer goes on."""
 
 _WIDE = (
     "\u2e80-\u2fff\u3005-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -42,8 +45,8 @@ def differences(answer: str, *, expected: str) -> list[Piece] | None:
         return [Piece("same", answer)] if answer else []
     left, right = _UNITS.findall(expected), _UNITS.findall(answer)
     pairs = _common(left, right)
-    words = sum(1 for i, _ in pairs if left[i].strip())
-    if words < LIKE * max(1, sum(map(bool, map(str.strip, left)))):
+    common, wanted, given = (_num_words(u) for u in ([left[i] for i, _ in pairs], left, right))
+    if 2 * common < LIKE * (wanted + given) and common < WHOLE * wanted:
         return None
     found: list[Piece] = []
     i = j = 0
@@ -54,6 +57,10 @@ def differences(answer: str, *, expected: str) -> list[Piece] | None:
             found.append(Piece("same", left[next_i]))
         i, j = next_i + 1, next_j + 1
     return _joined(found)
+
+
+def _num_words(units: Sequence[str]) -> int:
+    return sum(1 for unit in units if not unit.isspace())
 
 
 def _common(left: Sequence[str], right: Sequence[str]) -> list[tuple[int, int]]:

@@ -53,12 +53,16 @@
   /* The same mean as in duiti.report.charts.smoothed. */
   const smoothed = (values, weight) => {
     const keep = weight > 0 ? weight ** (100 / Math.max(100, values.length)) : 0;
-    let mean = 0, total = 0;
-    return values.map((each) => {
-      mean = keep * mean + (1 - keep) * each;
-      total = keep * total + (1 - keep);
-      return mean / total;
-    });
+    const oneWay = (each) => {
+      let mean = 0, total = 0;
+      return each.map((one) => {
+        mean = keep * mean + (1 - keep) * one;
+        total = keep * total + (1 - keep);
+        return mean / total;
+      });
+    };
+    const back = oneWay([...values].reverse()).reverse();
+    return oneWay(values).map((one, index) => (one + back[index]) / 2);
   };
   const redraw = (weight) => {
     for (const chart of charts) {
@@ -91,11 +95,12 @@
   const hide = (chart) => {
     for (const mark of all(".cursor", chart.svg)) mark.remove();
     chart.readout.querySelector(".now")?.remove();
-    chart.readout.querySelector(".note").hidden = false;
   };
-  const show = (chart, x) => {
+  const show = (chart, wanted) => {
     hide(chart);
     const { data, svg, readout } = chart;
+    const { x: xs } = longest(data);
+    const x = xs[nearest(xs, wanted)];
     const at = `${100 * place(data.x, x)}%`;
     svg.append(draw("line", { class: "cursor", x1: at, x2: at, y1: 0, y2: "100%" }));
     const now = make("span", "now", `${data.label} ${spoken(x)}`);
@@ -106,7 +111,6 @@
       const where = line.x[index] === x ? "" : ` (at ${spoken(line.x[index])})`;
       now.append(` · ${line.label} `, make("b", "", spoken(line.y[index])), where);
     }
-    readout.querySelector(".note").hidden = true;
     readout.append(now);
   };
   /* Curves of training share their steps: what is pointed at in one is shown in all. */

@@ -148,6 +148,7 @@ def _render(data: ReportData, verdict: Verdict, scale: float) -> str:
         reproduce=reproduce(data),
         clipped=_clipped,
         ink=ink,
+        sentence=_sentence,
         style=style,
         script=script,
         style_hash=policy_hash(style),
@@ -205,7 +206,9 @@ def _measures(evaluation: Evaluation) -> list[Measure]:
 def _value(value: float | None, *, is_share: bool) -> str:
     if value is None:
         return "–"
-    return percent(value) if is_share else f"{value:.4g}"
+    if is_share:
+        return percent(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}"
 
 
 def _signed(value: float | None, *, is_share: bool) -> str:
@@ -281,6 +284,16 @@ def _environment(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _sentence(text: str) -> str:
+    """A reason, as a sentence of its own."""
+    text = text.strip()
+    return (
+        f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '。', '!', '?')) else '.'}"
+        if text
+        else ""
+    )
 
 
 def _clipped(text: str) -> str:

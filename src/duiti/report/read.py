@@ -11,6 +11,7 @@ from those that are not: it is named in the report instead.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,8 @@ def read_settings(text: str, config: Mapping[str, Any]) -> list[Setting]:
 
     def end() -> None:
         if name:
-            value = "\n".join(lines).strip()
+            value = textwrap.dedent("\n".join(line.removeprefix("- ") for line in lines[1:]))
+            value = f"{lines[0]}\n{value}".strip()
             is_default = name in usual and config.get(name) == usual[name]
             found.append(Setting(name=name, text=value, reason=reason, is_default=is_default))
 
