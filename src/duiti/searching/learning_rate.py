@@ -118,9 +118,9 @@ def find_learning_rate(job: Job, shop: Workshop, talk: Talk) -> tuple[Workshop, 
     """
     assert job.state is None
     train, held_out = apart(job.material.train, job.material.val, seed=shop.config.seed)
-    plan = _short(shop.plan)
+    plan = short_plan(shop.plan)
     default = plan.rate.peak
-    rates = [_rounded(default * STEP**n) for n in range(-EACH_WAY, EACH_WAY + 1)]
+    rates = [rounded(default * STEP**n) for n in range(-EACH_WAY, EACH_WAY + 1)]
     source = "validation" if len(job.material.val) else "training"
     talk.say("search", f"{len(rates)} learning rates, {plan.total_steps} updates each, measured on"
              f" {len(held_out):,} {source} rows")  # fmt: skip
@@ -133,7 +133,7 @@ def find_learning_rate(job: Job, shop: Workshop, talk: Talk) -> tuple[Workshop, 
 
         def measure(rate: float) -> Attempt:
             begin_again()
-            own = replace(plan, rate=replace(plan.rate, peak=rate))
+            own = at_rate(plan, rate)
             return try_training(
                 shop.sft, shop.optimizer, train, own, held_out, stopping=stopping
             )  # fmt: skip
@@ -147,10 +147,7 @@ def find_learning_rate(job: Job, shop: Workshop, talk: Talk) -> tuple[Workshop, 
     job.reasons["learning_rate"] = f"found by --find-lr: {why}"
     config = shop.config.model_copy(update={"learning_rate": chosen})
     write_config(job.folder, config, job.reasons)
-    shop = replace(
-        shop, config=config, plan=replace(shop.plan, rate=replace(shop.plan.rate, peak=chosen))
-    )
-    return shop, found
+    return replace(shop, config=config, plan=at_rate(shop.plan, chosen)), found
 
 
 def sweep(rates: Sequence[float], measure: Callable[[float], Attempt], talk: Talk) -> list[Point]:
@@ -228,13 +225,13 @@ def _further(points: Sequence[Point]) -> float | None:
     best = _best(points)
     rates = [point.learning_rate for point in points]
     if best is None:
-        return _rounded(min(rates) / STEP)  # all diverged
+        return rounded(min(rates) / STEP)  # all diverged
     if best.learning_rate == max(rates):
-        return _rounded(best.learning_rate * STEP)
-    return _rounded(best.learning_rate / STEP) if best.learning_rate == min(rates) else None
+        return rounded(best.learning_rate * STEP)
+    return rounded(best.learning_rate / STEP) if best.learning_rate == min(rates) else None
 
 
-def _short(plan: StepPlan) -> StepPlan:
+def short_plan(plan: StepPlan) -> StepPlan:
     """A plan of the same kind that comes to its end after a tenth of the updates; it stops at the
     first one that is not finite."""
     total = plan.total_steps
@@ -249,7 +246,12 @@ def _short(plan: StepPlan) -> StepPlan:
     return replace(plan, rate=rate, skip_bad_steps=0)
 
 
-def _rounded(rate: float) -> float:
+def at_rate(plan: StepPlan, peak: float) -> StepPlan:
+    """The same plan with another peak."""
+    return replace(plan, rate=replace(plan.rate, peak=peak))
+
+
+def rounded(rate: float) -> float:
     """To two digits, so that it can be given as a flag and is the same number."""
     return float(f"{rate:.1e}")
 
