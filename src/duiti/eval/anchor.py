@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from duiti.data.reading.files import open_file, stem_and_suffix
@@ -27,7 +26,7 @@ from duiti.data.reading.read import read_rows
 from duiti.data.reading.sources import Source
 from duiti.data.templates.template import starts_with_bos
 from duiti.errors import DataError, UsageError
-from duiti.infer.generate import Sampling, generate
+from duiti.infer.generate import BATCH_SIZE, BATCH_TOKENS, Sampling, generate
 from duiti.model.load import num_embeddings
 from duiti.model.lora import adapters_off
 from duiti.types import IGNORE_INDEX, Example, Origin, Rejected, Row
@@ -36,10 +35,10 @@ GENERATED = "generated"
 """Source of an anchor that the base wrote."""
 MAX_TOKENS = 8192
 """Taken of a file: all of them go through the model at every measurement."""
-MAX_TEXT_BYTES = 4 * 2**20
-"""Read of a file of plain text: MAX_TOKENS of 512 bytes."""
+MOST_BYTES = 512
+"""Of a token, on average: so much is read of a file of plain text, and no more."""
 MOST_ROUNDS = 4
-"""Where texts end early, as many again are asked for, so often."""
+"""Where texts end early, more are asked for: so many times as many texts at most."""
 MOST_FAULTS = 5
 """Rows at fault that are listed."""
 
@@ -93,20 +92,25 @@ def make_anchor(
     device = next(model.parameters()).device
     is_low = compute_dtype != torch.float32
     texts: list[list[int]] = []
+    rows = max(1, min(num_texts, BATCH_SIZE, BATCH_TOKENS // (1 + num_tokens)))
     autocast = torch.autocast(device.type, compute_dtype) if is_low else nullcontext()
-    with _modes_kept(model), adapters_off(model), autocast:
-        for number in range(MOST_ROUNDS):
+    with adapters_off(model), autocast:
+        while len(texts) < MOST_ROUNDS * num_texts:
+            if len(texts) >= num_texts and _count(texts) >= num_texts * num_tokens:
+                break
+            # Every call begins the same stream of chance anew, so each has a seed of its own.
             answers = generate(
                 model,
-                [[start]] * num_texts,
+                [[start]] * rows,
                 stop_ids=stops,
                 max_new_tokens=num_tokens,
-                sampling=Sampling(temperature=1.0, seed=_seed(seed, number)),
+                sampling=Sampling(temperature=1.0, seed=_seed(seed, len(texts))),
             )
+            if rows > 1 and len(set(answers)) == 1:
+                rows = 1  # a model that takes texts one by one: all of them drew the same
+                continue
             # The end of a text is predicted, too.
             texts += [[start, *a.ids, *(sorted(stops) if a.stopped else ())] for a in answers]
-            if sum(len(text) - 1 for text in texts) >= num_texts * num_tokens:
-                break
     texts = _first_tokens(texts, num_texts * num_tokens)
     examples = [_example(ids, Origin(GENERATED, i)) for i, ids in enumerate(texts, start=1)]
     return Anchor(examples=examples, source=GENERATED)
@@ -135,8 +139,14 @@ def start_token(tokenizer: PreTrainedTokenizerBase, num_ids: int) -> int:
     )
 
 
-def read_anchor(path: str | Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Anchor:
-    """Text of a file, of which MAX_TOKENS are taken from its beginning.
+def read_anchor(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    max_tokens: int = MAX_TOKENS,
+) -> Anchor:
+    """Text of a file, of which so many tokens are taken from its beginning.
 
     A `.txt` file is one text. Of any other kind (`.jsonl`, `.json`, `.csv`, …) every row is a text:
     its field `text`. Texts are cut into pieces of at most `max_length` tokens; each begins as a
@@ -147,9 +157,12 @@ def read_anchor(path: str | Path, tokenizer: PreTrainedTokenizerBase, *, max_len
         DataError: rows are at fault (named by file and line), or there is no text.
     """
     name = str(path)
-    texts = _plain(Path(path), name) if stem_and_suffix(name)[1] == ".txt" else _rows(path, name)
+    if stem_and_suffix(name)[1] == ".txt":
+        texts = _plain(Path(path), name, limit=MOST_BYTES * max_tokens)
+    else:
+        texts = _rows(path, name)
     pieces: list[Example] = []
-    left = MAX_TOKENS
+    left = max_tokens
     for piece in _pieces(texts, tokenizer, max_length):
         if left == 0:
             return Anchor(examples=pieces, source=name, is_cut=True)
@@ -183,17 +196,18 @@ def _pieces(
                 yield _Piece(piece, origin)
 
 
-def _plain(path: Path, name: str) -> Iterator[tuple[Origin, str]]:
+def _plain(path: Path, name: str, limit: int) -> Iterator[tuple[Origin, str]]:
     """The beginning of a text file, as one text."""
     with open_file(path, name) as file:
-        raw = file.read(MAX_TEXT_BYTES)
+        raw = file.read(limit)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.end < len(raw) or error.reason != "unexpected end of data":
+        is_cut = len(raw) == limit and error.reason == "unexpected end of data"
+        if not is_cut:
             line = raw.count(b"\n", 0, error.start) + 1
             raise DataError(f"{name}:{line}: not UTF-8", fix="iconv -t UTF-8 OLD > NEW") from None
-        text = raw[: error.start].decode("utf-8")  # a character that the limit cut
+        text = raw[: error.start].decode("utf-8")  # without the character that the limit cuts
     if text.strip():
         yield Origin(name, 1), text
 
@@ -235,6 +249,11 @@ def _first_tokens(texts: list[list[int]], num_tokens: int) -> list[list[int]]:
     return found
 
 
+def _count(texts: list[list[int]]) -> int:
+    """Tokens that are predicted."""
+    return sum(len(text) - 1 for text in texts)
+
+
 def _example(ids: list[int], origin: Origin) -> Example:
     labels = np.array(ids, dtype=np.int32)
     labels[0] = IGNORE_INDEX
@@ -244,13 +263,3 @@ def _example(ids: list[int], origin: Origin) -> Example:
 def _seed(seed: int, number: int) -> int:
     digest = hashlib.sha256(f"anchor:{seed}:{number}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, was_training in modes.items():
-            module.training = was_training
