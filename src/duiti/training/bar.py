@@ -31,7 +31,7 @@ NUM_POINTS = 240
 KEPT = 0.9
 """Of the smoothed loss, at an update (an exponential mean, corrected for its beginning)."""
 MIN_BAR, MAX_BAR = 10, 40
-"""Cells of the bar."""
+"""Cells of the bar; where each takes two columns, about half as many will do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ def bar_line(
         is_ascii: whether the terminal shows nothing else.
         is_wide: as for `num_columns`.
     """
-    between = ", " if is_ascii else " · "
+    between = ", " if is_ascii or is_wide else " · "
 
     def columns(text: str) -> int:
         return num_columns(text, is_wide=is_wide)
@@ -139,6 +139,7 @@ def bar_line(
     order = ["loss", "left", "measured 0", "rate", "memory"]
     order += [key for key in parts if key not in order]
     cell = columns("-" if is_ascii else LEVELS[0])
+    fewest = MIN_BAR // cell + cell - 1
     room = width - columns(begin)
     chosen: set[str] = set()
     for key in order:
@@ -146,16 +147,16 @@ def bar_line(
             continue
         asked = [parts[name] for name in parts if name in chosen | {key}]
         # The bar comes before all that stands behind the loss and the time that is left.
-        bar = 0 if len(chosen) < 2 else MIN_BAR * cell + 1
+        bar = 0 if len(chosen) < 2 else fewest * cell + 1
         if columns(between.join(asked)) + 1 + bar > room:
             break
         chosen.add(key)
     text = between.join(parts[name] for name in parts if name in chosen)
     left = room - columns(text) - (1 if text else 0) - 1
     num_cells = min(left // cell, MAX_BAR)
-    if num_cells < MIN_BAR:
+    if num_cells < fewest:
         return _cut(f"{begin} {text}".rstrip(), width, is_wide=is_wide), "", ""
-    num_done = min(math.ceil(share * num_cells), num_cells)
+    num_done = min(max(int(share * num_cells), 1), num_cells)  # full at the end, not before
     rest = ("-" if is_ascii else "─") * (num_cells - num_done)
     done = "#" * num_done if is_ascii else sparkline(curve.cells(num_cells, num_done))
     return f"{begin} ", done, f"{rest} {text}".rstrip()
