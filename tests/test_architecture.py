@@ -18,9 +18,12 @@ MAX_LINES = 400
 LAYERS = [
     {"__main__"},
     {"cli", "verbs", "demo", "doctor", "listing", "api"},
-    {"checking", "sft", "saving", "workshop"},
-    {"record", "summary", "fit", "plan", "material", "identity", "stopped", "selfcheck"},
-    {"eval", "exporting"},
+    {"checking", "sft", "searching", "measuring", "saving", "workshop"},
+    {
+        *("record", "summary", "fit", "plan", "material", "identity", "stopped", "selfcheck"),
+        *("general_text", "card", "front_matter", "findings"),
+    },
+    {"eval", "exporting", "report"},
     {"proof"},
     {"training", "infer"},
     {"model", "data"},
@@ -31,7 +34,10 @@ LAYERS = [
 ]
 # Likewise inside `data`, whose packages on one line do not know of each other.
 DATA_LAYERS = [
-    {"dataset", "ledger", "prepare", "pool", "worker", "chunk", "frames", "batch", "jobs", "meter"},
+    {
+        *("dataset", "ledger", "prepare", "pool", "worker", "chunk", "frames", "batch", "jobs"),
+        *("meter", "replay"),
+    },
     {"showing", "repeats", "tokens"},
     {"templates", "storage", "rows"},
     {"reading"},

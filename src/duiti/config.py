@@ -19,7 +19,7 @@ from cyclopts import Parameter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from duiti.errors import UsageError, did_you_mean
-from duiti.quantities import SaveEvery, seconds_in, size_in_bytes
+from duiti.quantities import Replay, SaveEvery, seconds_in, size_in_bytes
 from duiti.strict_yaml import parse_yaml as parse_yaml
 from duiti.strict_yaml import read_yaml
 
@@ -190,7 +190,22 @@ class Config(_Section):
     """Keep only the inputs of layers for the backward pass and run them again there: less memory,
     about a third more time, the same result. `auto`: only if it does not fit otherwise."""
     eval_every: Auto | Annotated[int, Field(ge=1)] = "auto"
-    """Updates between two measurements on `val`. `auto`: ten over the run."""
+    """Updates between two measurements, on `val` and on the anchor. `auto`: ten over the run."""
+    metrics: Annotated[tuple[str, ...], Parameter(n_tokens=1)] = ()
+    """Scores of generated answers on `val`, each time it is measured: `exact_match,token_f1`; the
+    names are those of `duiti eval --metric`."""
+    patience: int | None = Field(default=None, ge=1)
+    """End the run after so many measurements without a better `val` loss, with the best weights."""
+    anchor: str = "auto"
+    """General text on which forgetting is measured: `auto` is text that the base model writes
+    itself; a file of your own, or `none`."""
+    replay: str | None = None
+    """Rehearse general text among the rows: `5%` of them is text that the base model writes itself;
+    `5%:file` is yours."""
+    max_drift: float | None = Field(default=None, gt=0)
+    """Hold the model near its base on the anchor: at most so many nats of KL divergence a token."""
+    track: Annotated[tuple[str, ...], Parameter(n_tokens=1)] = ()
+    """Send numbers to `tensorboard`, `wandb`, `trackio` or `mlflow` as well."""
     save_every: str = "10m"
     """How often a checkpoint is made, from which `--resume` goes on: by time (`10m`), by updates
     (`200`), or `never`. A signal to stop always makes one."""
@@ -219,6 +234,13 @@ class Config(_Section):
         files = [value] if isinstance(value, str | Mapping) else value
         return [_as_source(f) for f in files] if isinstance(files, list | tuple) else files
 
+    @field_validator("metrics", "track", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
     @field_validator("map", mode="before")
     @classmethod
     def _parse_map(cls, value: object) -> object:
@@ -240,6 +262,13 @@ class Config(_Section):
     @classmethod
     def _is_a_pace(cls, value: str) -> str:
         SaveEvery.parse(value)
+        return value
+
+    @field_validator("replay")
+    @classmethod
+    def _is_a_share(cls, value: str | None) -> str | None:
+        if value is not None:
+            Replay.parse(value)
         return value
 
     @field_validator("budget")
@@ -266,6 +295,11 @@ class Config(_Section):
         ]
         if dead:
             raise ValueError(f"{dead[0]}.* has no effect with method: {self.method}")
+        if self.patience is not None and self.save_every == "never":
+            raise ValueError(
+                "patience ends a run with the weights of its best checkpoint, and with save_every:"
+                " never there is none"
+            )
         if self.quantize != "none" and self.method != "lora":
             raise ValueError(
                 f"quantize: {self.quantize} keeps the base frozen in four bits, so only adapters"

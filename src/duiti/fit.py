@@ -18,7 +18,7 @@ from duiti.config import Config
 from duiti.data.storage.store import ExampleStore
 from duiti.errors import UsageError
 from duiti.material import Material
-from duiti.plan import step_plan, total_steps
+from duiti.plan import num_examples, step_plan, total_steps
 from duiti.quantities import size_in_bytes
 from duiti.training.available import Room, available_memory, resident_bytes
 from duiti.training.heaviest import heaviest
@@ -227,7 +227,7 @@ class _Shapes:
         return Circumstances(
             is_cpu=config.device == "cpu",
             is_half=config.dtype == "bfloat16",
-            num_steps=total_steps(config, len(self.material.train)),
+            num_steps=total_steps(config, num_examples(config, self.material)),
             process_bytes=self._process_bytes,
             loading_bytes=read_bytes,
         )

@@ -64,11 +64,14 @@ class Identity:
     val: RowsIdentity
     """No files where validation rows are a share of the data, or there are none."""
     trained_on: TrainedOn
+    rehearsed: str = ""
+    """sha256 of the texts that are rehearsed; empty: there are none."""
 
     def as_dict(self) -> dict[str, Json]:
         return {
             "data": self.data.as_dict(),
             "val": self.val.as_dict(),
+            "rehearsed": self.rehearsed,
             "trained_on": self.trained_on.as_dict(),
         }
 
@@ -80,10 +83,17 @@ class Identity:
             DuitiError: it is anything else.
         """
         match values:
-            case {"data": data, "val": val, "trained_on": trained_on, **rest} if not rest:
+            case {
+                "data": data,
+                "val": val,
+                "rehearsed": str(rehearsed),
+                "trained_on": trained_on,
+                **rest,
+            } if not rest:
                 return cls(
                     data=RowsIdentity.from_dict(data),
                     val=RowsIdentity.from_dict(val),
+                    rehearsed=rehearsed,
                     trained_on=TrainedOn.from_dict(trained_on),
                 )
         raise _foreign("a run's parts")
@@ -94,7 +104,7 @@ class Difference:
     """One thing that is not what it was."""
 
     key: str
-    """What a user names to allow it: data, val, base, tokenizer, template."""
+    """What a user names to allow it: data, val, replay, base, tokenizer, template."""
     what: str
     """`my.jsonl was changed`"""
     then: str = ""
@@ -137,6 +147,10 @@ def differences(then: Identity, now: Identity) -> list[Difference]:
     found = _row_differences("data", then.data, now.data)
     if not found or then.val.files or now.val.files:  # a share of other data is another share
         found += _row_differences("val", then.val, now.val)
+    if then.rehearsed != now.rehearsed:
+        what = "the texts that are rehearsed are others"
+        then_now = _short(then.rehearsed), _short(now.rehearsed)
+        found.append(Difference(key="replay", what=what, then=then_now[0], now=then_now[1]))
     one, other = then.trained_on, now.trained_on
     for key, what, before, after in (
         ("base", f"the weights of {_both(one.base, other.base)} are others",

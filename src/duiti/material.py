@@ -94,8 +94,7 @@ def read_material(
     data = settle_data(prepared, val, max_length=limits.max_length, seed=config.seed)
     if isinstance(val, float) and data.ledger.total.kept + data.ledger.total.val > 0:
         _check_split(config, data)
-    if config.eval_every != "auto" and not data.val:
-        raise UsageError("eval_every has no effect without val", fix="--val 5%, or a file")
+    _check_measuring(config, has_val=bool(data.val))
     notes = [f"not read: {', '.join(ignored)}"] if ignored else []
     if "strftime_now" in template.source:
         notes.append(f"the template writes the date; in this run it is {options.date}")
@@ -195,6 +194,18 @@ def _options(config: Config, max_length: int) -> PrepareOptions:
 def _val_options(options: PrepareOptions) -> PrepareOptions:
     """A filter chooses what to train on; what is measured on is taken as it is."""
     return replace(options, filter=None)
+
+
+def _check_measuring(config: Config, *, has_val: bool) -> None:
+    """Settings of measurements that will not be made are a misunderstanding."""
+    if has_val:
+        return
+    dead = [name for name, value in (("metrics", config.metrics), ("patience", config.patience))
+            if value]  # fmt: skip
+    if config.eval_every != "auto" and config.anchor == "none":
+        dead.append("eval_every")
+    if dead:
+        raise UsageError(f"{dead[0]} has no effect without val", fix="--val 5%, or a file")
 
 
 def _check_split(config: Config, data: DataSet) -> None:

@@ -2,8 +2,8 @@
 reason.
 
 config, reasons = settle(config, material)      # no `auto` is left
-plan = step_plan(config, len(material.train))
-rows = recurring_rows(config, material)
+plan = step_plan(config, num_examples(config, material))
+rows = recurring_rows(config, examples, material.val)
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from duiti.config import Config
 from duiti.data.batch import epoch_updates
 from duiti.data.reading.sources import parse_source
 from duiti.data.repeats.split import parse_share
+from duiti.data.replay import num_rehearsed
 from duiti.data.storage.store import ExampleStore
 from duiti.data.templates.template import NAMES
 from duiti.material import Material
 from duiti.model.load import choose_device
 from duiti.model.precision import choose_dtype
-from duiti.quantities import seconds_in
+from duiti.quantities import Replay, seconds_in
 from duiti.training.optim import CoolDown, RatePlan, cooled_down, default_learning_rate
 from duiti.training.state import RunState
 from duiti.training.step import StepPlan, is_done
@@ -58,10 +59,10 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
         choose("learning_rate", *default_learning_rate(config.method, material.width))
     if config.micro_batch_tokens == "auto":
         choose("micro_batch_tokens", *_micro_batch_tokens(material, is_cuda=is_cuda))
-    total = total_steps(config, len(material.train))
+    total = total_steps(config, num_examples(config, material))
     if config.warmup_steps == "auto":
         choose("warmup_steps", min(100, max(1, round(0.03 * total))), f"3 % of {total} updates")
-    if material.val and config.eval_every == "auto":
+    if config.eval_every == "auto" and (material.val or config.anchor != "none"):
         choose("eval_every", max(1, total // 10), "ten times over the run")
     return config.model_copy(update=values), reasons
 
@@ -73,6 +74,10 @@ def lasting_paths(config: Config) -> dict[str, object]:
         found["val"] = _lasting(config.val)
     if config.filter is not None:
         found["filter"] = str(Path(config.filter).absolute())  # the function's name is behind it
+    if config.anchor not in ("auto", "none"):
+        found["anchor"] = str(Path(config.anchor).absolute())
+    if config.replay is not None and (file := Replay.parse(config.replay).file) is not None:
+        found["replay"] = f"{config.replay.partition(':')[0]}:{Path(file).absolute()}"
     if config.template not in NAMES:
         found["template"] = str(Path(config.template).absolute())
     return found
@@ -97,16 +102,25 @@ def _micro_batch_tokens(material: Material, *, is_cuda: bool) -> tuple[int, str]
     return usual, f"usual on {'a GPU' if is_cuda else 'a CPU'}"
 
 
-def total_steps(config: Config, num_examples: int) -> int:
-    """Updates of the whole run."""
-    steps = config.epochs * math.ceil(num_examples / config.batch_size)
+def num_examples(config: Config, material: Material) -> int:
+    """Of an epoch, with those that are rehearsed."""
+    count = len(material.train)
+    if config.replay is not None:
+        count += num_rehearsed(count, share=Replay.parse(config.replay).share)
+    return count
+
+
+def total_steps(config: Config, count: int) -> int:
+    """Updates of the whole run; `count` examples make an epoch."""
+    steps = config.epochs * math.ceil(count / config.batch_size)
     return min(steps, config.max_steps or steps)
 
 
-def step_plan(config: Config, num_examples: int, state: RunState | None = None) -> StepPlan:
+def step_plan(config: Config, count: int, state: RunState | None = None) -> StepPlan:
     """What the loop will do. `config` must be settled.
 
     Args:
+        count: examples of an epoch.
         state: where the run goes on from.
     """
     assert config.learning_rate != "auto"
@@ -116,7 +130,7 @@ def step_plan(config: Config, num_examples: int, state: RunState | None = None) 
         peak=config.learning_rate,
         schedule=config.schedule,
         warmup_steps=config.warmup_steps,
-        total_steps=total_steps(config, num_examples),
+        total_steps=total_steps(config, count),
         budget_s=None if config.budget is None else seconds_in(config.budget),
     )
     if state is not None and state.cool_down is not None:
@@ -138,18 +152,27 @@ def cooling(state: RunState, num_steps: int) -> RunState:
     return replace(state, cool_down=cool_down)
 
 
-def recurring_rows(config: Config, material: Material) -> list[ExampleStore]:
+def recurring_rows(config: Config, train: ExampleStore, val: ExampleStore) -> list[ExampleStore]:
     """Rows that go through the model more than once, each set in the order of their first time."""
-    num_train, found = len(material.train), []
+    num_train, found = len(train), []
     if total_steps(config, num_train) > math.ceil(num_train / config.batch_size):
         updates = epoch_updates(num_train, config.batch_size, seed=config.seed, epoch=0)
-        found.append(material.train.select([row for update in updates for row in update]))
-    if material.val:  # measured before training and at its end, at least
-        found.append(material.val)
+        found.append(train.select([row for update in updates for row in update]))
+    if val:  # measured before training and at its end, at least
+        found.append(val)
     return found
 
 
-def is_val_due(progress: Progress, config: Config, plan: StepPlan) -> bool:
-    """Whether validation rows are measured here: every so often, and at the end."""
-    assert config.eval_every != "auto"
+def is_look_due(progress: Progress, config: Config, plan: StepPlan) -> bool:
+    """Whether the model is measured here: every so often, and at the end."""
+    if config.eval_every == "auto":  # there is nothing to measure on
+        return False
     return progress.step % config.eval_every == 0 or is_done(progress, plan)
+
+
+def is_out_of_patience(state: RunState, config: Config) -> bool:
+    """Whether so many measurements in a row have found nothing better than the best."""
+    if config.patience is None or state.best is None:
+        return False
+    assert config.eval_every != "auto"  # there are validation rows
+    return state.progress.step - state.best.step >= config.patience * config.eval_every

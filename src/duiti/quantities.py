@@ -35,6 +35,29 @@ def seconds_in(text: str) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """How much is rehearsed, and what."""
+
+    share: float
+    """Of the rows of an epoch, rehearsal included."""
+    file: str | None
+    """None: text that the base model writes itself."""
+
+    @classmethod
+    def parse(cls, text: str) -> Replay:
+        """`5%`, or `5%:file`.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        share, colon, file = text.strip().partition(":")
+        found = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,4})?)%", share.strip())
+        if found is None or not float(found[1]) or (colon and not file.strip()):
+            raise ValueError("must read like 5%, or 5%:file, between 0% and 100%")
+        return cls(share=float(found[1]) / 100, file=file.strip() or None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveEvery:
     """When something is saved: after so many updates, or after so much time, or never."""
 

@@ -10,9 +10,6 @@ import json
 import platform
 import secrets
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,61 +19,18 @@ import transformers
 
 import duiti
 from duiti.config import Config
-from duiti.eval.evaluate import Asked, questions
 from duiti.fit import Fit
-from duiti.infer.model import Model
 from duiti.material import Material
 from duiti.run import (
     ENV_FILE,
     LEDGER_FILE,
     REJECTED_FILE,
-    SAMPLES_FILE,
     write_config,
     write_json,
     write_jsonl,
 )
 from duiti.stopped import Stopped
 from duiti.training.rehearsal import Rehearsal
-from duiti.types import Example
-
-NUM_SAMPLES = 8
-"""Validation questions that are answered before and after training."""
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """A few questions with the answer that is expected and the one that the base model gave."""
-
-    asked: list[Asked]
-    base: list[str]
-    compute_dtype: torch.dtype
-
-    def write(self, folder: Path, model: Model) -> None:
-        """Ask again, and write `samples.jsonl`; nothing where there were no validation rows."""
-        if not self.asked:
-            return
-        tuned = _answers(model, self.asked, self.compute_dtype)
-        rows = zip(self.asked, self.base, tuned, strict=True)
-        lines = [
-            {"prompt": model.prompt_text(a.prompt), "expected": a.expected, "base": b, "tuned": t}
-            for a, b, t in rows
-        ]
-        write_jsonl(folder / SAMPLES_FILE, lines)
-
-
-def before_samples(model: Model, val: Sequence[Example], compute_dtype: torch.dtype) -> Samples:
-    """Ask the untrained model the first few validation questions."""
-    asked = questions(val[:NUM_SAMPLES], model)[:NUM_SAMPLES]
-    return Samples(asked, _answers(model, asked, compute_dtype) if asked else [], compute_dtype)
-
-
-def _answers(model: Model, asked: list[Asked], compute_dtype: torch.dtype) -> list[str]:
-    device = next(model.hf.parameters()).device
-    is_low = compute_dtype != torch.float32
-    # What is trained is float32 among layers that may not be.
-    with torch.autocast(device.type, compute_dtype) if is_low else nullcontext():
-        found = model.generate([item.prompt for item in asked], max_new_tokens=128)
-    return [model.text(answer.ids) for answer in found]
 
 
 def write_start(folder: Path, config: Config, reasons: dict[str, str], material: Material) -> None:
@@ -101,6 +55,11 @@ def write_start(folder: Path, config: Config, reasons: dict[str, str], material:
     write_json(folder / ENV_FILE, environment)
     # With both of them a folder is a run, which can say how it is begun again.
     write_config(folder, config, reasons)
+    write_ledger(folder, material)
+
+
+def write_ledger(folder: Path, material: Material) -> None:
+    """Where every row and token went; again where rows were added that are rehearsed."""
     data = material.data
     ledger: dict[str, object] = {"data": data.ledger.as_dict(), "warnings": list(data.warnings)}
     ledger["duplicates"] = data.duplicates.as_dict()

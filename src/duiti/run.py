@@ -29,6 +29,9 @@ TEMPLATE_FILE = "template.yaml"
 LEDGER_FILE = "data/ledger.json"
 REJECTED_FILE = "data/rejected.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+EVALUATION_FILE = "evaluation.json"
+ANCHOR_FILE = "anchor.json"
+VERDICT_FILE = "verdict.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,16 @@ import torch
 from torch import nn
 
 from duiti.config import Config, own_settings
+from duiti.errors import DuitiError
 from duiti.identity import Identity
 from duiti.quantities import SaveEvery
 from duiti.run import Run
 from duiti.training.available import available_memory, resident_bytes
-from duiti.training.keeper import CHECKPOINTS, save
+from duiti.training.keeper import CHECKPOINTS, examine, save
 from duiti.training.log import Talk, clock
 from duiti.training.saver import Saver
 from duiti.training.state import (
+    Best,
     RunState,
     Snapshot,
     checkpoint_bytes,
@@ -123,6 +125,22 @@ class Checkpoints:
         self._saved = self._saver.finish() or self._saved
         assert self._saved is not None  # one was begun, if not now then before
         return self._saved
+
+    def best(self, best: Best) -> Path:
+        """The checkpoint of the best update, verified.
+
+        Raises:
+            DuitiError: there is none that is whole.
+        """
+        self._saver.finish()
+        for found in examine(self._folder):
+            if found.step == best.step and found.problem is None:
+                return found.path
+        raise DuitiError(
+            f"there is no whole checkpoint of step {best.step:,}, the best one",
+            why=f"it was removed from {self._folder}, or damaged",
+            fix="duiti train --resume goes on from the newest that is whole",
+        )
 
     def _say_pace(self, *, is_due: bool) -> None:
         if is_due or self._is_pace_said:

@@ -21,20 +21,25 @@ from duiti.config import Config
 from duiti.durable import remove_leftovers
 from duiti.errors import DuitiError
 from duiti.eval.evaluate import held_out_loss
+from duiti.eval.metrics import find_metrics
+from duiti.eval.row_losses import ROW_LOSSES_FILE, RowLosses
 from duiti.fit import Fit, fit_memory
 from duiti.lock import held
 from duiti.material import Material, raise_refusals, read_material
+from duiti.measuring import Before, look, look_after, look_before
 from duiti.model.load import choose_device
 from duiti.model.quantize import require_nf4
-from duiti.plan import cooling, is_val_due, settle
+from duiti.plan import cooling, is_look_due, is_out_of_patience, settle
 from duiti.proof.chats import sample_chats
 from duiti.proof.expected import Expected, expectations, held_out_rows
 from duiti.proof.prove import prove
-from duiti.record import before_samples, write_resumed, write_start
+from duiti.record import write_resumed, write_start
+from duiti.report.page import write_report
 from duiti.run import Run, new_run_folder
 from duiti.saving import Checkpoints
+from duiti.searching.search import NOTHING, Search
 from duiti.stopped import find_stopped, locate
-from duiti.summary import say_data, say_end, say_proving, say_resumed, say_stopping
+from duiti.summary import say_data, say_end, say_patience, say_proving, say_resumed, say_stopping
 from duiti.training.keeper import CHECKPOINTS, set_aside
 from duiti.training.log import RunLog, Talk, preparing
 from duiti.training.out_of_memory import is_out_of_memory, release_memory
@@ -42,17 +47,26 @@ from duiti.training.save import Saved, save_weights
 from duiti.training.signals import Interrupted, Stopping
 from duiti.training.state import RunState, load_tensors
 from duiti.training.step import is_done, train_steps
+from duiti.training.trackers import check_trackers
+from duiti.training.tracking import start_trackers
 from duiti.types import Json
 from duiti.workshop import Job, Workshop, set_up
 
 Rows = Iterable[Mapping[str, Json]]
 
 
-def finetune(config: Config, *, rows: Rows | None = None, talk: Talk | None = None) -> Run:
+def finetune(
+    config: Config,
+    *,
+    rows: Rows | None = None,
+    search: Search = NOTHING,
+    talk: Talk | None = None,
+) -> Run:
     """Train as `config` says and leave a run on disk.
 
     Args:
         rows: rows given from Python, instead of `config.data`.
+        search: what to find out before the run begins.
         talk: where to say what happens; default: stderr.
 
     Raises:
@@ -61,13 +75,17 @@ def finetune(config: Config, *, rows: Rows | None = None, talk: Talk | None = No
         DuitiError: the run failed.
     """
     talk = talk or Talk()
+    search.refuse_settings(config)
+    check_trackers(config.track)
+    find_metrics(config.metrics)
     material = _read(config, rows, talk)
+    search.refuse_rows(material)
     config, reasons, fit = _settle(config, material)
     folder = new_run_folder(config.output, material.name, material.source.short_name)
     with held(folder):
         write_start(folder, config, reasons, material)
         job = Job(config=config, reasons=reasons, fit=fit, material=material, folder=folder)
-        return _train(job, talk)
+        return _train(job, search, talk)
 
 
 def go_on(
@@ -116,33 +134,34 @@ def go_on(
             state = cooling(state, cool_down)
         job = Job(config=config, reasons=reasons, fit=fit, material=material, folder=folder,
                    stopped=replace(stopped, state=state), allowed=allowed)  # fmt: skip
-        return _train(job, talk)
+        return _train(job, NOTHING, talk)
 
 
-def _train(job: Job, talk: Talk) -> Run:
+def _train(job: Job, search: Search, talk: Talk) -> Run:
     """Train, save, and have a fresh process look at what was saved."""
     started = time.perf_counter()
     # The model is gone with this call: the proof needs its memory.
-    state, expected, saved = _make(job, talk)
+    state, expected, saved = _make(job, search, talk)
     with Stopping(partial(say_proving, talk)):
         if expected is not None:
             source = job.material.source
             proof = prove(job.folder, expected, base=source.location,
                           trust_remote_code=source.trust_remote_code)  # fmt: skip
             talk.say("proof", proof.describe())
-            write_card(job.folder)  # again: the proof is in it
+        report = write_report(job.folder)
+        write_card(job.folder)
         saved.close()
-    say_end(job.folder, state, time.perf_counter() - started, talk)
+    say_end(report, state, time.perf_counter() - started, talk)
     return Run(job.folder)
 
 
-def _make(job: Job, talk: Talk) -> tuple[RunState, Expected | None, Saved]:
+def _make(job: Job, search: Search, talk: Talk) -> tuple[RunState, Expected | None, Saved]:
     """The table of contents. What is left of it in memory is where it ended, what a proof of the
     files has to find, and the folder that is to be closed after it."""
     material, folder = job.material, job.folder
-    shop = set_up(job, talk)
+    shop = search.look(job, set_up(job, talk), talk)
     model, config = shop.sft.model, shop.config
-    samples = before_samples(shop.tuned, material.val, shop.sft.compute_dtype)
+    before = look_before(shop, material, talk)
     state = job.state or _beginning(shop, material)
     if job.stopped is not None:
         load_tensors(job.stopped.checkpoint, shop.trained.parameters, shop.optimizer)
@@ -151,7 +170,7 @@ def _make(job: Job, talk: Talk) -> tuple[RunState, Expected | None, Saved]:
                 talk.say("aside", f"{path}: of a future that is given up")
         write_resumed(folder, job.stopped)
     with Stopping(partial(say_stopping, talk)) as stopping:
-        state = _run_updates(job, shop, state, stopping, talk)
+        state = _run_updates(job, shop, before, state, stopping, talk)
         if state.last is None:
             raise DuitiError(
                 "nothing was trained: every update was left out",
@@ -159,11 +178,11 @@ def _make(job: Job, talk: Talk) -> tuple[RunState, Expected | None, Saved]:
                 fix="a lower --learning-rate, or look at the rows that were named",
             )
         model.eval()
-        samples.write(folder, shop.tuned)
+        look_after(shop, material, before, folder, talk,
+                   is_stopping=lambda: stopping.signal is not None)  # fmt: skip
         expected = _expected(shop, material, talk) if config.proof else None
         saved = save_weights(model, material.template, folder, config, material.source,
                      trained_stops=shop.stops, trained_on=shop.identity.trained_on)  # fmt: skip
-        write_card(folder)
     return state, expected, saved
 
 
@@ -185,35 +204,42 @@ def _expected(shop: Workshop, material: Material, talk: Talk) -> Expected | None
 
 
 def _run_updates(
-    job: Job, shop: Workshop, state: RunState, stopping: Stopping, talk: Talk
+    job: Job, shop: Workshop, before: Before, state: RunState, stopping: Stopping, talk: Talk
 ) -> RunState:
-    """Train to the end of the plan.
+    """Train to the end of the plan, or of the patience: then the best weights are the model's.
 
     Raises:
         Interrupted: it was asked to stop before.
     """
-    config, plan, val = shop.config, shop.plan, job.material.val
+    config, plan, folder = shop.config, shop.plan, job.folder
     parameters = shop.trained.parameters
+    trackers = start_trackers(config.track, folder, config, start_step=state.progress.step)
     with (
-        RunLog(job.folder, talk, total_steps=plan.total_steps, start=state.progress,
-               budget_s=plan.rate.budget_s) as log,
-        Checkpoints(job.folder, config, job.reasons, shop.identity, parameters, shop.optimizer,
+        RunLog(folder, talk, total_steps=plan.total_steps, start=state.progress,
+               budget_s=plan.rate.budget_s, trackers=trackers) as log,
+        RowLosses(folder / ROW_LOSSES_FILE, cursor=state.progress.cursor) as row_losses,
+        Checkpoints(folder, config, job.reasons, shop.identity, parameters, shop.optimizer,
                     talk, start_step=state.progress.step) as checkpoints,
     ):  # fmt: skip
         steps = train_steps(
-            shop.sft, shop.optimizer, job.material.train, plan, start=state.progress
+            shop.sft, shop.optimizer, shop.examples, plan, start=state.progress, hold=shop.hold
         )
-        for metrics, progress in steps:
-            val_loss = None
-            if val and is_val_due(progress, config, plan):
-                val_loss = held_out_loss(shop.sft, val)
-            log.step(metrics, {} if val_loss is None else {"val_loss": val_loss})
-            state = state.after(metrics, progress, val_loss)
+        for metrics, progress in () if is_out_of_patience(state, config) else steps:
+            is_due = is_look_due(progress, config, plan)
+            measured = look(shop, job.material, before) if is_due else {}
+            log.step(metrics, measured)
+            row_losses.add(metrics.row_losses, cursor=progress.cursor)
+            state = state.after(metrics, progress, measured.get("val_loss"))
             checkpoints.offer(state)
+            if is_out_of_patience(state, config):
+                break
             if stopping.signal is not None and not is_done(progress, plan):
                 saved = checkpoints.make(state)
                 raise Interrupted(progress.step, plan.total_steps, by=stopping.signal,
-                                  saved=saved, run=job.folder)  # fmt: skip
+                                  saved=saved, run=folder)  # fmt: skip
+        if state.best is not None and is_out_of_patience(state, config):
+            load_tensors(checkpoints.best(state.best), parameters, shop.optimizer)
+            say_patience(state.best, talk)
     return state
 
 

@@ -12,10 +12,11 @@ from duiti.data.ledger import Ledger
 from duiti.fit import Fit
 from duiti.material import Material
 from duiti.model.freeze import Trained
+from duiti.run import VERDICT_FILE, Run
 from duiti.stopped import Stopped
 from duiti.training.log import Talk, clock, gigabytes, megabytes
 from duiti.training.rehearsal import Rehearsal
-from duiti.training.state import RunState
+from duiti.training.state import Best, RunState
 from duiti.training.step import StepPlan
 
 NEWS = 0.1
@@ -201,13 +202,22 @@ def say_proving(talk: Talk, by: Signals) -> None:
     talk.say("stopping", f"{by.name}: the trained model is there; its proof comes first")
 
 
-def say_end(folder: Path, state: RunState, seconds: float, talk: Talk) -> None:
+def say_patience(best: Best, talk: Talk) -> None:
+    """That the run ends before its plan, and with which weights."""
+    talk.say("patience", f"val has not got better since step {best.step:,}; its weights are those"
+             f" of the model (val {best.val_loss:.4f})")  # fmt: skip
+
+
+def say_end(report: Path, state: RunState, seconds: float, talk: Talk) -> None:
     """What came of it, and the next command."""
+    folder = report.parent
     assert state.last is not None  # a plan has at least one update
     text = f"loss {state.last.loss:.4f}"
     if state.val_before is not None and state.val_after is not None:
         text += f" · val {state.val_before:.4f} → {state.val_after:.4f}"
     peak = gigabytes(state.last.peak_memory_bytes)
     talk.say("done", f"{text} · {clock(seconds)} · peak memory {peak}")
+    talk.say("verdict", str(Run(folder).read_json(VERDICT_FILE)["sentence"]))
     talk.say("saved", str(folder))
+    talk.say("report", str(report))
     talk.say("next", shlex.join(["duiti", "chat", str(folder)]))

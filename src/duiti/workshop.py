@@ -2,7 +2,7 @@
 user's rows, rehearsed, and told.
 
     shop = set_up(job, talk)
-    train_steps(shop.sft, shop.optimizer, job.material.train, shop.plan)
+    train_steps(shop.sft, shop.optimizer, shop.examples, shop.plan, hold=shop.hold)
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 
 from duiti.config import Config
 from duiti.data.batch import collate
+from duiti.data.replay import rehearsal_digest
 from duiti.data.storage.store import ExampleStore
 from duiti.fit import Fit
+from duiti.general_text import hold_to_base, rehearsed_rows
 from duiti.identity import Identity, identity_of
 from duiti.infer.model import Model, stop_ids_of
 from duiti.material import Material, check_ids
@@ -27,12 +29,13 @@ from duiti.model.freeze import Trained, choose_trained
 from duiti.model.load import load_model, num_embeddings
 from duiti.model.sft_model import SFTModel, probe_rows, why_alone
 from duiti.plan import recurring_rows, step_plan
-from duiti.record import write_memory
+from duiti.record import write_ledger, write_memory
 from duiti.run import write_config
 from duiti.selfcheck import check_first_update
 from duiti.stopped import Stopped
 from duiti.summary import say_plan, say_rehearsal
 from duiti.training.allocator import keep_freed_memory
+from duiti.training.hold import Hold
 from duiti.training.log import Talk
 from duiti.training.optim import make_optimizer
 from duiti.training.rehearsal import rehearse
@@ -70,6 +73,10 @@ class Workshop:
     plan: StepPlan
     identity: Identity
     sft: SFTModel
+    examples: ExampleStore
+    """Rows to train on, and those that are rehearsed."""
+    hold: Hold | None
+    """None: the drift from the base is not held."""
     trained: Trained
     optimizer: torch.optim.AdamW
     tuned: Model
@@ -86,33 +93,52 @@ def set_up(job: Job, talk: Talk) -> Workshop:
     model = load_model(material.source, dtype=getattr(torch, config.dtype), device=config.device,
                        quantize=config.quantize)  # fmt: skip
     check_ids(material, num_embeddings(model))
-    identity = identity_of(material)
-    if job.stopped is not None:
-        for line in job.stopped.hold_same(identity, allowed=job.allowed):
-            talk.say("changed", line)
+    examples, identity = _examples(job, model, talk)
     probe = _probe(model, [material.train, material.val], config.device)
     alone = why_alone(model, probe)
     trained = choose_trained(model, config)
     sft = _sft_model(model, config, is_packed=alone is None)
-    plan = step_plan(config, len(material.train), job.state)
-    again = recurring_rows(config, material)
+    plan = step_plan(config, len(examples), job.state)
+    again = recurring_rows(config, examples, material.val)
     if again:
         probe = _probe(model, again, config.device)
     sft.trunk, frozen = choose_trunk(sft, again, probe, folder, config)
     say_plan(config, job.reasons, trained, plan, job.fit, alone=alone, frozen=frozen, talk=talk)
     parameters = list(trained.parameters.values())
     if config.selfcheck:
-        proof = check_first_update(sft, parameters, material.train, plan, folder)
+        proof = check_first_update(sft, parameters, examples, plan, folder)
         talk.say("selfcheck", proof.describe())
     optimizer = make_optimizer(parameters, weight_decay=config.weight_decay)
-    config, plan = _rehearse(job, sft, trained, plan, talk)
+    config, plan = _rehearse(job, sft, trained, examples, plan, talk)
+    hold = hold_to_base(config, material, sft)
 
     stops = frozenset(material.prepared[0].account.stops)
     stop_ids = stop_ids_of(model, material.template) | stops
     tuned = Model(model, material.template, stop_ids=stop_ids, name=folder.name, date=config.date,
                   special_tokens=config.special_tokens)  # fmt: skip
-    return Workshop(config=config, plan=plan, identity=identity, sft=sft, trained=trained,
-                     optimizer=optimizer, tuned=tuned, stops=stops)  # fmt: skip
+    return Workshop(config=config, plan=plan, identity=identity, sft=sft, examples=examples,
+                     hold=hold, trained=trained, optimizer=optimizer, tuned=tuned,
+                     stops=stops)  # fmt: skip
+
+
+def _examples(job: Job, model: PreTrainedModel, talk: Talk) -> tuple[ExampleStore, Identity]:
+    """What is trained on, and the hashes of all that decides what the run becomes."""
+    material = job.material
+    rehearsed = rehearsed_rows(
+        job.config, material, model, job.folder, is_resumed=job.stopped is not None
+    )
+    identity, examples = identity_of(material), material.train
+    if rehearsed is not None:
+        identity = replace(identity, rehearsed=rehearsal_digest(rehearsed))
+        examples = examples.joined(rehearsed)
+        write_ledger(job.folder, material)
+        tokens = int(rehearsed.lengths.sum())
+        talk.say("replay", f"{len(rehearsed):,} texts among the rows, {tokens:,} tokens, each"
+                 " trained as a whole")  # fmt: skip
+    if job.stopped is not None:
+        for line in job.stopped.hold_same(identity, allowed=job.allowed):
+            talk.say("changed", line)
+    return examples, identity
 
 
 def _sft_model(model: PreTrainedModel, config: Config, *, is_packed: bool) -> SFTModel:
@@ -123,13 +149,18 @@ def _sft_model(model: PreTrainedModel, config: Config, *, is_packed: bool) -> SF
 
 
 def _rehearse(
-    job: Job, sft: SFTModel, trained: Trained, plan: StepPlan, talk: Talk
+    job: Job,
+    sft: SFTModel,
+    trained: Trained,
+    examples: ExampleStore,
+    plan: StepPlan,
+    talk: Talk,
 ) -> tuple[Config, StepPlan]:
     """Settings and plan, with what had to be changed because memory ran out."""
     config, reasons = job.config, job.reasons
     parameters = list(trained.parameters.values())
     may_checkpoint = "activation_checkpointing" in reasons  # it was left open
-    rehearsal = rehearse(sft, parameters, job.material.train, plan, may_checkpoint=may_checkpoint)
+    rehearsal = rehearse(sft, parameters, examples, plan, may_checkpoint=may_checkpoint)
     say_rehearsal(rehearsal, job.fit, talk)
     write_memory(job.folder, job.fit, rehearsal)
     if rehearsal.changes:

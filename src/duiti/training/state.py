@@ -115,7 +115,7 @@ class RunState:
             self,
             micro_batch_tokens=metrics.micro_batch_tokens,
             progress=progress,
-            last=self.last if metrics.skipped else metrics,
+            last=self.last if metrics.skipped else replace(metrics, row_losses=()),
             val_after=val_loss,
             best=best,
             out_of_memory=self.out_of_memory + metrics.out_of_memory,
