@@ -25,6 +25,7 @@ from duiti.exporting.merge import MergeReport, export_merged
 from duiti.infer.model import Model, load
 from duiti.model.sft_model import probe_rows, why_alone
 from duiti.run import Run, open_run
+from duiti.searching.search import Search
 from duiti.sft import finetune, go_on
 from duiti.stopped import NEWEST
 from duiti.training.log import Talk
@@ -34,18 +35,29 @@ Rows: TypeAlias = Iterable[Mapping[str, Json]]
 Data: TypeAlias = str | Path | Sequence[str | Path] | Rows
 
 
-def train(data: Data, *, model: str, quiet: bool = False, **settings: Any) -> Run:
+def train(
+    data: Data,
+    *,
+    model: str,
+    find_lr: bool = False,
+    more_data: bool = False,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run:
     """Fine-tune `model` on `data` and return the run.
 
     Args:
         data: a path, paths, or rows as an iterable of dicts (it is read once).
+        find_lr: try a few learning rates first, and train with the one that was best.
+        more_data: find out first whether more rows would help.
         settings: every key of `Config`; `lora={"rank": 8}` for the nested ones.
 
     Raises:
         UsageError, DataError, DuitiError
     """
     config, rows = _config(data, {"model": model, **settings})
-    return finetune(config, rows=rows, talk=Talk(quiet=quiet))
+    search = Search(find_lr=find_lr, more_data=more_data)
+    return finetune(config, rows=rows, search=search, talk=Talk(quiet=quiet))
 
 
 def resume(

@@ -22,7 +22,8 @@ from duiti import tiny
 from duiti.api import evaluate
 from duiti.config import Config
 from duiti.infer.model import Model, load
-from duiti.run import Run, write_json
+from duiti.report.page import REPORT_FILE
+from duiti.run import VERDICT_FILE, Run, write_json
 from duiti.sft import finetune
 from duiti.tiny import DataName
 from duiti.training.log import Talk, clock
@@ -45,7 +46,13 @@ def run_demo(output: str) -> Run:
     # The model is so small that waking a second thread costs more than it brings.
     torch.set_num_threads(1)
     started = time.perf_counter()
-    config = Config(data=(str(tiny.data_path("train")),), model="tiny", output=output, **RECIPE)
+    config = Config(
+        data=(str(tiny.data_path("train")),),
+        val=f"{tiny.data_path('heldout')}#{NUM_QUESTIONS}",
+        model="tiny",
+        output=output,
+        **RECIPE,
+    )
     run = finetune(config, talk=talk)
     trained = time.perf_counter()
     model = load(run)
@@ -67,7 +74,10 @@ def run_demo(output: str) -> Run:
     seconds = time.perf_counter() - started
     spent = f"{clock(trained - started)} to train, {clock(seconds)} in all"
     console.print("The facts were in the running text; training taught it to answer.", spent)
-    console.print(f"Ask it yourself: duiti chat {run.path}     (/both shows base and tuned)")
+    console.print()
+    console.print(str(run.read_json(VERDICT_FILE)["sentence"]), style="bold", soft_wrap=True)
+    console.print(f"The whole report: {run.path / REPORT_FILE}     (open it in a browser)")
+    console.print(f"Ask it yourself:  duiti chat {run.path}     (/both shows base and tuned)")
     return run
 
 
