@@ -82,6 +82,10 @@ class Hold:
         places: list[int] = chance.choice(len(self.examples), count, replace=False).tolist()
         return places
 
+    def lengths_of(self, *, seed: int, step: int) -> list[int]:
+        """Tokens of each of them."""
+        return [len(self.examples[place]) for place in self.texts_of(seed=seed, step=step)]
+
     def words_of(self, places: Sequence[int]) -> BaseWords:
         """What the base says at the supervised positions of these texts."""
         runs = [np.arange(*self.starts[place : place + 2]) for place in places]

@@ -162,7 +162,10 @@ def train_step(
         num_failures += 1
         optimizer.zero_grad(set_to_none=True)
         release_memory(device)
-        smaller = smaller_budget(budget, [len(row) for row in rows])
+        lengths = [len(row) for row in rows]
+        if hold is not None:
+            lengths += hold.lengths_of(seed=plan.seed, step=step)
+        smaller = smaller_budget(budget, lengths)
         if was_last_try:
             raise _gave_up(step, rows, reason)
         was_last_try = smaller is None
