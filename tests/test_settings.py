@@ -83,6 +83,12 @@ CASES: list[tuple[str, dict[str, Any], Any]] = [
     ("device", {}, "cuda:63"),
     ("max_memory", {}, "1MB"),
     ("eval_every", {"val": "30%"}, 2),
+    ("metrics", {"val": "30%"}, ("token_f1",)),
+    ("patience", {"val": "30%", "epochs": 9, "learning_rate": 5.0, "eval_every": 1}, 1),
+    ("anchor", {}, "none"),
+    ("replay", {}, "20%"),
+    ("max_drift", {}, 1e-3),
+    ("track", {}, "nobody"),
     ("budget", {}, "1s"),
     ("seed", {}, 1),
 ]
