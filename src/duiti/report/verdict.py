@@ -170,14 +170,16 @@ def _compared(
 
 
 def _risen(data: ReportData) -> str:
-    """That held-out loss rose again in the end, where it did."""
+    """That held-out loss rose again in the end, where it did.
+
+    Only figures of the same rows are compared; and a run that was out of patience has the weights of
+    its best update."""
     curve = data.curves.get("val_loss")
-    if curve is None or len(curve.values) < 3:
+    if curve is None or len(curve.values) < 3 or data.config.get("patience") is not None:
         return ""
     best = int(curve.values.argmin())
     lowest = float(curve.values[best])
-    final = data.evaluation.tuned.get("loss") if data.evaluation is not None else None
-    rise = (curve.last if final is None else final) - lowest
+    rise = curve.last - lowest
     if rise <= RISEN * abs(lowest):
         return ""
     return f". Held-out loss was lowest at step {int(curve.steps[best]):,} and rose since"
