@@ -172,8 +172,8 @@ def _compared(
 def _risen(data: ReportData) -> str:
     """That held-out loss rose again in the end, where it did.
 
-    Only figures of the same rows are compared; and a run that was out of patience has the weights of
-    its best update."""
+    Only figures of the same rows are compared; and a run that is out of patience ends with the
+    weights of its best update."""
     curve = data.curves.get("val_loss")
     if curve is None or len(curve.values) < 3 or data.config.get("patience") is not None:
         return ""
