@@ -8,7 +8,7 @@ around the default: the loss on held-out rows after a whole run (one epoch of 3,
 of 8), the same after the short training of the search, and the perplexity on text that was never
 trained (forgetting). Then LoRA at its default rate with other ranks. Every run starts from the same
 weights and gets the same rows. A JSON with machine and versions goes to
-`benchmarks/results/learning_rate.json`; `--only` keeps what the file says of the other parts.
+`benchmarks/results/learning_rate.json`, run by run: what is in the file is not measured again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from duiti.workshop import Job, Workshop, set_up
 RESULTS = METHODS_RESULTS.with_name("learning_rate.json")
 PAGES = ("docs/learning-rate.md", "docs/learning-rate.zh-CN.md")
 METHODS = ("lora", "last-n", "full")
+PARTS = (*METHODS, "ranks")
 RANKS = (4, 8, 16, 32, 64)
 NUM_ROWS = 3000
 
@@ -51,53 +53,68 @@ NUM_ROWS = 3000
 def main() -> None:
     """Measure every part, or one, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", choices=(*METHODS, "ranks"))
+    parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--write", action="store_true", help="put the tables into the pages")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the model is too small to gain from a second
-    found: dict[str, Any] = {}
-    if RESULTS.is_file():
-        found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for part in (*METHODS, "ranks") if arguments.only is None else (arguments.only,):
-        found[part] = _ranks() if part == "ranks" else _rates(part)
-        found["machine"] = {"cpu": cpu_name(), "threads": torch.get_num_threads()}
-        found["versions"] = {
-            "duiti": duiti.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    found = _stored()
+    for part in PARTS if arguments.only is None else (arguments.only,):
+        for point in _ranks(found) if part == "ranks" else _rates(found, part):
+            print((_rank_line if part == "ranks" else _rate_line)(point), flush=True)
+            RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if arguments.write:
         for page in PAGES:
-            for part in (*METHODS, "ranks"):
+            for part in PARTS:
                 write_table(ROOT / page, part, found[part])
 
 
-def _rates(method: str) -> dict[str, Any]:
+def _stored() -> dict[str, Any]:
+    """What the file has; it is begun anew with other versions or settings."""
+    about = {
+        "rows": NUM_ROWS,
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "versions": {
+            "duiti": duiti.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    if RESULTS.is_file():
+        found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+        if all(found.get(key) == value for key, value in about.items()):
+            return found
+    return about | {part: {"points": []} for part in PARTS}
+
+
+def _rates(found: dict[str, Any], method: str) -> Iterator[dict[str, Any]]:
+    points = found[method]["points"]
     with tempfile.TemporaryDirectory() as folder:
         job, shop = _made(Path(folder), method=method)
         default = shop.plan.rate.peak
-        rates = [rounded(default * STEP**n) for n in range(-EACH_WAY, EACH_WAY + 1)]
-        points = []
-        for rate in rates:
+        found[method]["before"] = _figures(shop, job.material.val)
+        for number in range(-EACH_WAY, EACH_WAY + 1):
+            rate = rounded(default * STEP**number)
+            if any(point["learning_rate"] == rate for point in points):
+                continue
             plan = at_rate(shop.plan, rate)
             short = _measured(job, shop, short_plan(plan))
             points.append({"learning_rate": rate, "is_default": rate == default,
                            "short": short, "whole": _measured(job, shop, plan)})  # fmt: skip
-            print(_rate_line(points[-1]), flush=True)
-        return {"before": _figures(shop, job.material.val), "points": points}
+            points.sort(key=lambda point: float(point["learning_rate"]))
+            yield next(point for point in points if point["learning_rate"] == rate)
 
 
-def _ranks() -> dict[str, Any]:
-    points = []
+def _ranks(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    points = found["ranks"]["points"]
     for rank in RANKS:
+        if any(point["rank"] == rank for point in points):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             # alpha / rank stays what it is, so that only the rank differs.
             job, shop = _made(Path(folder), method="lora", lora={"rank": rank, "alpha": 2 * rank})
             figures = _measured(job, shop, shop.plan)
             points.append({"rank": rank, "parameters": shop.trained.num_parameters, **figures})
-            print(_rank_line(points[-1]), flush=True)
-    return {"points": points}
+            yield points[-1]
 
 
 def _made(folder: Path, **settings: Any) -> tuple[Job, Workshop]:
@@ -118,9 +135,7 @@ def _measured(job: Job, shop: Workshop, plan: StepPlan) -> dict[str, Any]:
     """A training by this plan, from the start, and what became of the model."""
     parameters = list(shop.trained.parameters.values())
     with Stopping() as stopping, as_found(shop.sft, parameters, shop.optimizer):
-        attempt = try_training(
-            shop.sft, shop.optimizer, job.material.train, plan, job.material.val, stopping=stopping
-        )
+        attempt = try_training(shop, shop.examples, plan, job.material.val, stopping=stopping)
         if attempt.problem is not None:
             return {"val_loss": None, "perplexity": None, "problem": attempt.problem}
         return _figures(shop, job.material.val)

@@ -1,6 +1,6 @@
 """One short training and what it came to. That it diverges is a result, too.
 
-attempt = try_training(sft, optimizer, rows, plan, held_out, stopping=stopping)
+attempt = try_training(shop, rows, plan, held_out, stopping=stopping)
 attempt.losses or attempt.problem
 """
 
@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 from signal import Signals
 
-import torch
-
 from duiti.data.storage.store import ExampleStore
 from duiti.errors import DuitiError
 from duiti.model.sft_model import SFTModel
@@ -19,6 +17,7 @@ from duiti.searching.held_out import RowLosses, row_losses
 from duiti.training.out_of_memory import is_out_of_memory, release_memory
 from duiti.training.signals import EXIT_CODE, Stopping
 from duiti.training.step import BadNumbers, StepPlan, train_steps
+from duiti.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +50,24 @@ class Abandoned(DuitiError):
 
 
 def try_training(
-    sft: SFTModel,
-    optimizer: torch.optim.AdamW,
+    shop: Workshop,
     rows: ExampleStore,
     plan: StepPlan,
     held_out: ExampleStore,
     *,
     stopping: Stopping,
 ) -> Attempt:
-    """Train to the end of the plan and measure.
+    """Train to the end of the plan, held to the base as the run will be, and measure.
+
+    Args:
+        shop: whose model is trained, from where it stands.
 
     Raises:
         Abandoned: a signal came.
     """
     curve: list[float] = []
     try:
-        for metrics, _ in train_steps(sft, optimizer, rows, plan):
+        for metrics, _ in train_steps(shop.sft, shop.optimizer, rows, plan, hold=shop.hold):
             curve.append(metrics.loss)
             if stopping.signal is not None:
                 raise Abandoned(stopping.signal)
@@ -77,7 +78,7 @@ def try_training(
         return Attempt(curve=tuple(curve), losses=None, problem=problem)
     except DuitiError as error:  # memory does not suffice for a row alone
         return Attempt(curve=tuple(curve), losses=None, problem=error.what)
-    return _measured(sft, held_out, tuple(curve))
+    return _measured(shop.sft, held_out, tuple(curve))
 
 
 def _measured(sft: SFTModel, held_out: ExampleStore, curve: tuple[float, ...]) -> Attempt:

@@ -1,6 +1,7 @@
 """Rows that a short training is judged by, and its loss on each of them.
 
-    rows, held_out = apart(train, val, seed=0)          # of train, where there is no val
+    chosen, held_out = apart(train, val, seed=0)        # of train, where there is no val
+    rows = with_rehearsed(examples, len(train), chosen)
     losses = row_losses(sft, held_out)
     losses.mean, losses.change(before), losses.error_of_change(before)
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from duiti.data.repeats.duplicates import find_duplicates
-from duiti.data.repeats.split import split
+from duiti.data.repeats.split import Indices, split
 from duiti.data.storage.store import ExampleStore
 from duiti.errors import UsageError
 from duiti.eval.bootstrap import Floats, Interval, interval, resampled
@@ -80,27 +81,40 @@ def row_losses(sft: SFTModel, rows: Sequence[Example]) -> RowLosses:
     return RowLosses(sums=found.losses, weights=found.weights)
 
 
-def apart(
-    train: ExampleStore, val: ExampleStore, *, seed: int
-) -> tuple[ExampleStore, ExampleStore]:
-    """Rows to train on and rows to measure, for a search: the validation rows, or where there are
-    none a share of the others, with all that repeats them. At most `MOST` are measured.
+def apart(train: ExampleStore, val: ExampleStore, *, seed: int) -> tuple[Indices, ExampleStore]:
+    """Indices of the rows to train on, and rows to measure, for a search: the validation rows, or
+    where there are none a share of the others, with all that repeats them. At most `MOST` are
+    measured.
 
     Raises:
         UsageError: there are too few rows.
     """
     refuse_few(train, val)
+    chosen = np.arange(len(train))
     if not len(val):
         share = max(min(SHARE, MOST / len(train)), FEWEST / len(train))
         groups = find_duplicates(train).groups
-        rest, held = split(train, share=share, seed=seed, groups=groups)
-        if len(rest) < FEWEST or len(held) < FEWEST // 2:
+        chosen, held = split(train, share=share, seed=seed, groups=groups)
+        if len(chosen) < FEWEST or len(held) < FEWEST // 2:
             raise _too_few(len(train))
-        train, val = train.select(rest), train.select(held)
+        val = train.select(held)
     if len(val) > MOST:
         drawn = np.random.default_rng([seed, MOST]).permutation(len(val))[:MOST]
         val = val.select(np.sort(drawn))
-    return train, val
+    return chosen, val
+
+
+def with_rehearsed(examples: ExampleStore, num_rows: int, chosen: Indices) -> ExampleStore:
+    """Some of the rows, and as large a part of the texts that are rehearsed among them.
+
+    Args:
+        examples: all rows, and behind them these texts, if there are any.
+        num_rows: without these.
+    """
+    if len(chosen) == num_rows:
+        return examples
+    num_texts = round((len(examples) - num_rows) * len(chosen) / num_rows)
+    return examples.select(np.concatenate([chosen, num_rows + np.arange(num_texts)]))
 
 
 def refuse_few(train: ExampleStore, val: ExampleStore) -> None:

@@ -29,7 +29,7 @@ from duiti.errors import DuitiError
 from duiti.run import write_config, write_json
 from duiti.searching.as_found import as_found
 from duiti.searching.attempt import Attempt, try_training
-from duiti.searching.held_out import RowLosses, apart, row_losses
+from duiti.searching.held_out import RowLosses, apart, row_losses, with_rehearsed
 from duiti.searching.stopping import say_abandoning
 from duiti.training.log import Talk, clock
 from duiti.training.optim import RatePlan
@@ -117,7 +117,9 @@ def find_learning_rate(job: Job, shop: Workshop, talk: Talk) -> tuple[Workshop, 
         DuitiError: no rate could be tried.
     """
     assert job.state is None
-    train, held_out = apart(job.material.train, job.material.val, seed=shop.config.seed)
+    train = job.material.train
+    chosen_rows, held_out = apart(train, job.material.val, seed=shop.config.seed)
+    rows = with_rehearsed(shop.examples, len(train), chosen_rows)
     plan = short_plan(shop.plan)
     default = plan.rate.peak
     rates = [rounded(default * STEP**n) for n in range(-EACH_WAY, EACH_WAY + 1)]
@@ -133,10 +135,7 @@ def find_learning_rate(job: Job, shop: Workshop, talk: Talk) -> tuple[Workshop, 
 
         def measure(rate: float) -> Attempt:
             begin_again()
-            own = at_rate(plan, rate)
-            return try_training(
-                shop.sft, shop.optimizer, train, own, held_out, stopping=stopping
-            )  # fmt: skip
+            return try_training(shop, rows, at_rate(plan, rate), held_out, stopping=stopping)
 
         points = sweep(rates, measure, talk)
     chosen, why = choose(points, default=default, before=before)

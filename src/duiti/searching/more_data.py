@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from duiti.data.repeats.duplicates import find_duplicates
-from duiti.data.repeats.split import split
+from duiti.data.repeats.split import Indices, split
 from duiti.data.storage.store import ExampleStore
 from duiti.errors import UsageError
 from duiti.eval.bootstrap import Interval
@@ -27,6 +29,7 @@ from duiti.plan import total_steps
 from duiti.run import write_json
 from duiti.searching.as_found import as_found
 from duiti.searching.attempt import Attempt, try_training
+from duiti.searching.held_out import with_rehearsed
 from duiti.searching.stopping import say_abandoning
 from duiti.training.log import Talk, clock
 from duiti.training.signals import Stopping
@@ -108,7 +111,9 @@ def more_data(job: Job, shop: Workshop, talk: Talk) -> MoreData:
     assert job.state is None
     refuse_indivisible(job.material)
     val = job.material.val
-    stores = shares_of(job.material.train, seed=shop.config.seed)
+    train = job.material.train
+    chosen = shares_of(train, seed=shop.config.seed)
+    stores = [with_rehearsed(shop.examples, len(train), rows) for rows in chosen]
     plans = [_plan(shop, len(store)) for store in stores]
     total = sum(plan.total_steps for plan in plans)
     talk.say("rows", f"would more of them help? trainings on {_percents()} of them, {total:,}"
@@ -120,14 +125,12 @@ def more_data(job: Job, shop: Workshop, talk: Talk) -> MoreData:
         as_found(shop.sft, parameters, shop.optimizer) as begin_again,
     ):
         started, done = time.perf_counter(), 0
-        for share, store, plan in zip(SHARES, stores, plans, strict=True):
+        for share, own, rows, plan in zip(SHARES, chosen, stores, plans, strict=True):
             begin_again()
-            attempt = try_training(shop.sft, shop.optimizer, store, plan, val, stopping=stopping)
+            attempt = try_training(shop, rows, plan, val, stopping=stopping)
             losses = attempt.losses
             interval = None if losses is None else losses.interval(seed=shop.config.seed)
-            points.append(
-                Share(share=share, num_rows=len(store), attempt=attempt, interval=interval)
-            )
+            points.append(Share(share=share, num_rows=len(own), attempt=attempt, interval=interval))
             done += plan.total_steps
             left_s = (time.perf_counter() - started) / done * (total - done)
             talk.say(
@@ -139,16 +142,16 @@ def more_data(job: Job, shop: Workshop, talk: Talk) -> MoreData:
     return found
 
 
-def shares_of(train: ExampleStore, *, seed: int) -> list[ExampleStore]:
-    """The rows of each share, in their order; each lies within the next."""
+def shares_of(train: ExampleStore, *, seed: int) -> list[Indices]:
+    """Indices of the rows of each share; each lies within the next."""
     groups = find_duplicates(train).groups
-    found = [train.select(split(train, share=s, seed=seed, groups=groups)[1]) for s in SHARES[:-1]]
+    found = [split(train, share=share, seed=seed, groups=groups)[1] for share in SHARES[:-1]]
     if not all(map(len, found)):
         raise UsageError(
             f"--more-data cannot divide these {len(train)} rows: too many repeat each other",
             fix="leave it out",
         )
-    return [*found, train]
+    return [*found, np.arange(len(train))]
 
 
 def says(points: Sequence[Share], *, seed: int) -> str:

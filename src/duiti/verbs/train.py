@@ -53,14 +53,10 @@ def train(
         for flag, value in dead.items():
             if value:
                 raise UsageError(f"{flag} has no effect without --resume")
+        from duiti.searching.search import Search
         from duiti.sft import finetune
 
         asked = merged(config, data, settings)
-        if not (find_lr or more_data):
-            finetune(asked, talk=talk)
-            return
-        from duiti.searching.search import Search
-
         finetune(asked, search=Search(find_lr=find_lr, more_data=more_data), talk=talk)
         return
     for flag, is_given in {"--find-lr": find_lr, "--more-data": more_data}.items():
