@@ -80,7 +80,8 @@ def chrf() -> tuple[Sums, Value, int]:
         counts: list[int] = []
         for length in range(1, CHARACTERS + 1):
             ours, theirs = _ngrams(found, length), _ngrams(wanted, length)
-            counts += ours.total(), theirs.total(), (ours & theirs).total()
+            # As in sacrebleu: where the expected text is shorter than this, nothing is counted.
+            counts += (ours.total() if theirs else 0), theirs.total(), (ours & theirs).total()
         return counts
 
     def value(totals: Floats) -> Floats:
