@@ -160,6 +160,23 @@ def test_the_umask_alone_decides_who_may_read(
     assert modes == {"file": file, "folder": folder, "made": folder}
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o027, 0o640), (0o002, 0o664)])
+def test_so_it_does_of_files_that_a_library_makes_readable_for_their_owner_alone(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    old = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "folder") as folder:
+            save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+            (folder / "deeper").mkdir()
+            (folder / "deeper" / "private").touch(mode=0o600)
+            (folder / "link").symlink_to(tmp_path)
+    finally:
+        os.umask(old)
+    for name in ("model.safetensors", "deeper/private"):
+        assert stat.S_IMODE((tmp_path / "folder" / name).stat().st_mode) == mode
+
+
 def test_two_threads_do_not_write_one_path_at_once(tmp_path: Path) -> None:
     with (
         new_folder(tmp_path / "made"),

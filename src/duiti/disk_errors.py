@@ -75,6 +75,15 @@ def explain(
     return DuitiError(what, why=", ".join(why), fix=fix)
 
 
+def gone(folder: Path) -> DuitiError:
+    """The folder of a run that goes on is not there any more: made anew, it would be half a run."""
+    return DuitiError(
+        f"{shown_path(folder)} is gone",
+        why="the run's folder was moved or deleted while the run went on, and its checkpoints too",
+        fix="if it was moved: duiti train --resume goes on from where it is now",
+    )
+
+
 def _room(path: Path) -> list[str]:
     with suppress(OSError):
         there = next(folder for folder in (path, *path.parents) if folder.exists())

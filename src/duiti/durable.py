@@ -8,8 +8,8 @@
 
 Everything is written under a temporary name in the same folder, `<name>.tmp-<pid>`, brought to the
 disk, then renamed, and the folder's list of names is brought to the disk too. Modes are what the
-umask leaves; nothing is ever made more readable. What goes wrong is a `DuitiError` with the path,
-the bytes, the reason and what to do.
+umask leaves, whoever wrote a file: libraries have modes of their own. What goes wrong is a
+`DuitiError` with the path, the bytes, the reason and what to do.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def new_folder(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
             require_space(path.parent, num_bytes)
         temporary.mkdir()
         yield temporary
+        _open_as_umask_leaves(temporary)
         sync_tree(temporary)
         _refuse_existing(path)
         os.rename(temporary, path)
@@ -177,6 +178,18 @@ def sync_tree(folder: Path) -> None:
                 finally:
                     os.close(descriptor)
         sync_folder(Path(inner))
+
+
+def _open_as_umask_leaves(folder: Path) -> None:
+    """Give the files in a folder that was just made the mode of a file that is made in the usual
+    way: safetensors, for one, are readable for their owner alone, whatever the umask."""
+    # The folder tells what the umask leaves; asking for it would change it, for all threads.
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for inner, _, names in os.walk(folder, onerror=_raise):
+        for name in names:
+            path = Path(inner, name)
+            if stat.S_ISREG(path.lstat().st_mode):
+                path.chmod(mode)
 
 
 def _refuse_existing(path: Path) -> None:

@@ -15,7 +15,7 @@ from faults.fault import Fault, Trial
 from faults.inject import Faults
 from faults.kills import kill
 from faults.place import ADAPTER, Done, Place, World, ended, metrics, must, train_line, until
-from faults.warm import LIMIT_S, NO_FAULTS, command, environment
+from faults.warm import LIMIT_S, NO_FAULTS, Started, command, environment
 from made_faults import read_only, small_disk
 
 
@@ -164,22 +164,41 @@ def data_edited(world: World) -> Iterator[Trial]:
 
 
 def run_removed(world: World) -> Iterator[Trial]:
-    def trial(name: str) -> str:
+    def removed(name: str) -> tuple[Place, Started]:
         place = world.begun()
         started = place.starts_training()
         until(lambda: place.lines() >= 4, started)
         kill(started, signal.SIGSTOP)
         path = place.run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        kill(started, signal.SIGCONT)
-        done = ended(started).ends(0, 1)
-        for name in ("config.yaml", "env.json", "metrics.jsonl"):
-            must(done.code or (place.run / name).is_file(), f"exit 0 without {name}: {done.brief}")
-        return f"exit {done.code}, no traceback"
+        return place, started
 
-    yield "the folder of the run", partial(trial, "")
-    yield "the folder of the checkpoints", partial(trial, "checkpoints")
-    yield "metrics.jsonl", partial(trial, "metrics.jsonl")
+    def folder(*, is_other: bool) -> str:
+        place, started = removed("")
+        if is_other:
+            place.run.mkdir()
+        kill(started, signal.SIGCONT)
+        done = ended(started).ends(1).says("runs/x is gone")
+        must(is_other == place.run.exists(), "a folder was made anew")
+        must(not is_other or not os.listdir(place.run), "what is not ours was written into")
+        return f"exit {done.code}, named, nothing is made anew"
+
+    def checkpoints() -> str:
+        place, started = removed("checkpoints")
+        kill(started, signal.SIGCONT)
+        ended(started).ends(0)
+        return f"trained on: {place.same()}"
+
+    def metrics() -> str:
+        place, started = removed("metrics.jsonl")
+        kill(started, signal.SIGCONT)
+        ended(started).ends(0).says("it was deleted while the run went on; all lines are there")
+        return f"said, and put back: {place.same()}"
+
+    yield "metrics.jsonl", metrics
+    yield "the folder of the run", partial(folder, is_other=False)
+    yield "the same, and another one is made", partial(folder, is_other=True)
+    yield "the folder of the checkpoints", checkpoints
 
 
 FAULTS = [
@@ -212,6 +231,7 @@ FAULTS = [
     ),
     Fault(
         name="removed", number="F9", what="the run's files are removed while it trains",
-        expected="an error that says so, or all files are there; no traceback", trials=run_removed,
+        expected="the folder: exit 1, and nothing is made anew; else the same bytes",
+        trials=run_removed, num_sampled=2,
     ),
 ]  # fmt: skip

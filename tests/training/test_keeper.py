@@ -40,6 +40,7 @@ def is_intact(path: Path, step: int) -> bool:
 
 
 def kept(folder: Path, step: int, *, keep: int = 2, **options: object) -> Path:
+    folder.parent.mkdir(exist_ok=True)  # that of the run
     return save(folder, step, write(step), {"run": "a"}, keep=keep, **options)  # type: ignore[arg-type]
 
 
@@ -516,3 +517,10 @@ def test_killed_anywhere_the_older_checkpoints_are_good(quick_folder: Path) -> N
     assert int(calls.split()[0]) > 50
     assert calls.endswith("[0, 1, 2]"), "it was killed before, between, and after"
     assert int(writes.split()[0]) >= 10
+
+
+def test_a_run_whose_folder_is_gone_is_not_made_anew_for_a_checkpoint(folder: Path) -> None:
+    shutil.rmtree(folder.parent)
+    with pytest.raises(DuitiError, match="run is gone"):
+        save(folder, 300, write(300), {}, keep=2)
+    assert not folder.parent.exists()

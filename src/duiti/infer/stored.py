@@ -13,14 +13,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duiti.config import parse_yaml
-from duiti.data.templates.template import Declared, Template, declare, load_template
+from duiti.data.templates.template import Template, as_declared, declare, load_template
 from duiti.errors import DuitiError, UsageError
 from duiti.infer.digests import base_digest, template_digest, tokenizer_digest
 from duiti.manifest import MANIFEST_FILE
 from duiti.model.artefact import Artefact, TrainedOn, read_artefact
 from duiti.model.load import ModelSource
 from duiti.run import TEMPLATE_FILE
+from duiti.strict_yaml import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,14 +85,14 @@ def load_saved_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Tem
     """The template that a run was trained with.
 
     Raises:
-        UsageError: `template.yaml` and `chat_template.jinja` contradict each other.
+        UsageError: `template.yaml` is not what was written, or contradicts `chat_template.jinja`.
     """
     path = folder / TEMPLATE_FILE
     if not path.is_file():
         return load_template("model", tokenizer)
-    values = parse_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    values = read_yaml(path)
     name = str(values.pop("name", path.stem))
-    template = declare(name, Declared(**values), tokenizer)
+    template = declare(name, as_declared(values, source=str(path)), tokenizer)
     if template.source.strip() != str(tokenizer.chat_template).strip():
         raise UsageError(
             f"{folder}: {TEMPLATE_FILE} and chat_template.jinja disagree",

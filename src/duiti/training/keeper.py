@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from duiti.disk_errors import explain, explained, shown_path
+from duiti.disk_errors import explain, explained, gone, shown_path
 from duiti.durable import (
     make_folder,
     new_folder,
@@ -74,7 +74,7 @@ def save(
     """Write a checkpoint, verify it, and remove those that are no longer needed; its folder.
 
     Args:
-        folder: of the checkpoints; made if need be.
+        folder: of the checkpoints; made if need be, in that of the run, which must be there.
         write: fills a folder with the files of the checkpoint.
         facts: what the manifest says beside the step.
         keep: how many valid ones stay, this one included.
@@ -91,6 +91,8 @@ def save(
         raise ValueError("at least one checkpoint is kept")
     if facts.get(STEP_FACT, step) != step:
         raise ValueError(f"facts of another step than {step}")
+    if not folder.absolute().parent.is_dir():
+        raise gone(folder.absolute().parent)
     make_folder(folder)
     troubles: list[DuitiError] = []
     with _collected(troubles):  # first, for the space that they take

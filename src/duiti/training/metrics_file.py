@@ -7,7 +7,8 @@
 
 That the disk is full, or the file cannot be written for another reason, does not end a run. Lines
 wait in memory and are written, in order, as soon as they can be. What is on disk is always whole
-lines.
+lines. A file that somebody deletes is put back at the end. That the run's whole folder is gone ends
+the run: nothing more of it can be kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from duiti.disk_errors import gone
 from duiti.durable import write_file
+from duiti.errors import DuitiError
+from duiti.run import CONFIG_FILE
 
 
 class MetricsFile:
@@ -34,6 +38,8 @@ class MetricsFile:
         Raises:
             DuitiError: it cannot be written.
         """
+        self._path = path.absolute()
+        self._is_of_run = (path.parent / CONFIG_FILE).exists()
         kept = _lines_until(path, start_step)
         self.num_missing = start_step - len(kept)
         """Updates before `start_step` of which there is no line."""
@@ -41,7 +47,7 @@ class MetricsFile:
         """Why a line could not be written at once; stays when it could be written later."""
         self._waiting: deque[bytes] = deque()
         write_file(path, b"".join(kept))
-        self._file = path.open("ab", buffering=0)
+        self._file = path.open("a+b", buffering=0)  # read, too: see `_put_back`
         self._num_bytes = os.fstat(self._file.fileno()).st_size
 
     @property
@@ -50,7 +56,12 @@ class MetricsFile:
         return len(self._waiting)
 
     def add(self, values: Mapping[str, object]) -> None:
-        """One line more; numbers that are not finite are null, for JSON has no word for them."""
+        """One line more; numbers that are not finite are null, for JSON has no word for them.
+
+        Raises:
+            DuitiError: the folder is gone.
+        """
+        self._require_folder()
         told = {key: _told(value) for key, value in values.items()}
         self._waiting.append(json.dumps(told, ensure_ascii=False).encode() + b"\n")
         self._write()
@@ -59,11 +70,39 @@ class MetricsFile:
         """Try once more, and close."""
         self._write()
         try:
-            if os.fstat(self._file.fileno()).st_nlink == 0:
-                self.problem = "it was deleted while the run went on"
+            if self._is_deleted:
+                self._put_back()
             self._file.close()
         except OSError as error:  # some file systems tell of a full disk only here
             self.problem = _reason(error)
+
+    def _require_folder(self) -> None:
+        """Stop here if what was deleted or moved is more than this file."""
+        folder = self._path.parent
+        if not folder.is_dir() or (self._is_deleted and not self._is_run_there):
+            raise gone(folder)
+
+    @property
+    def _is_run_there(self) -> bool:
+        folder = self._path.parent
+        return folder.is_dir() and (not self._is_of_run or (folder / CONFIG_FILE).exists())
+
+    @property
+    def _is_deleted(self) -> bool:
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
+    def _put_back(self) -> None:
+        """What was deleted is there until it is closed."""
+        self.problem = "it was deleted while the run went on"
+        self._file.seek(0)
+        lines = self._file.read() or b""
+        try:
+            if self._is_run_there and not self._path.exists():
+                write_file(self._path, lines)
+                return
+        except DuitiError as error:
+            self.problem = f"{self.problem}, and cannot be put back ({error.what})"
+        self._waiting.extendleft(reversed(lines.splitlines(keepends=True)))
 
     def _write(self) -> None:
         while self._waiting:

@@ -12,15 +12,17 @@ trained. Nothing is rendered here: that is a program's work, done where it is bo
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from duiti.config import explain, parse_yaml
+from duiti.config import explain
 from duiti.data.templates.render import TemplateSpec
 from duiti.errors import UsageError, did_you_mean
+from duiti.strict_yaml import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,15 +166,21 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
         hint = did_you_mean(name, [*BUILT_IN, "model", "auto"])
         known = f"known: auto, model, {', '.join(BUILT_IN)}, or a YAML file"
         raise UsageError(f'no template "{name}", and no file of that name.{hint}', fix=known)
+    return declare(path.stem, as_declared(read_yaml(path), source=name), tokenizer)
+
+
+def as_declared(values: Mapping[str, Any], *, source: str) -> Declared:
+    """The strings of a template file.
+
+    Raises:
+        UsageError: there are other keys, or what is no such string.
+    """
     try:
-        spec = Declared(**parse_yaml(path.read_text(encoding="utf-8"), source=name))
+        return Declared.model_validate(values)
     except ValidationError as error:
-        found = explain(error, source=name)
+        found = explain(error, source=source)
         keys = ", ".join(Declared.model_fields)
         raise UsageError(found.what, fix=f"a template file has these keys: {keys}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{name}: cannot be read as a template ({error})") from None
-    return declare(path.stem, spec, tokenizer)
 
 
 def declare(name: str, spec: Declared, tokenizer: PreTrainedTokenizerBase) -> Template:
