@@ -273,7 +273,7 @@ def is_whole(folder: Path) -> bool:
         values = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         seal, files = values.pop("sha256"), values["files"]
         contents = {name: (folder / name).read_bytes() for name in files}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     text = json.dumps(values, indent=1, sort_keys=True) + "\n"
     if hashlib.sha256(text.encode()).hexdigest() != seal:

@@ -12,6 +12,7 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,9 @@ def main() -> int:
         for fault in chosen:
             print(f"{fault.name:<18} {fault.number:<9} {fault.what}")
         return 0
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:  # as `nohup` has it, for children too
+            signal.signal(number, signal.SIG_DFL)
     started = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     root.chmod(0o755)  # another user is among the trials

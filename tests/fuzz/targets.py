@@ -14,7 +14,7 @@ import io
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from duiti.model.load import load_config, load_tokenizer, resolve
 from duiti.model.tokenizer_patterns import screen_patterns
 from duiti.model.weight_files import contents, shard_names
 from duiti.strict_yaml import parse_yaml
+from duiti.training.state import RunState, read_state
 from duiti.types import Message
 
 OURS = (DuitiError, RowError, TemplateFault)
@@ -148,6 +149,11 @@ def _manifest(data: bytes, folder: Path) -> object:
     return check_manifest(folder)
 
 
+def _state(data: bytes, folder: Path) -> object:
+    (folder / "state.json").write_bytes(data)
+    return read_state(folder)
+
+
 def manifest_seed(folder: Path) -> bytes:
     """A good manifest of `state.json`."""
     (folder / "state.json").write_text("{}")
@@ -177,6 +183,9 @@ _TOKENIZER = json.dumps(
         "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
     }
 ).encode()  # fmt: skip
+_STATE = json.dumps(
+    {"version": 1, "optimizer_steps": 0, "state": asdict(RunState(micro_batch_tokens=64))}
+).encode()
 _ROWS = (
     b'{"prompt": "q", "response": "a"}\n{"messages": [{"role": "user", "content": "\\u00e9"}]}\n'
 )
@@ -235,6 +244,7 @@ TARGETS = {
                is_native=True),
         Target("index", (b'{"metadata": {}, "weight_map": {"a": "m-1.safetensors"}}',),
                (*_JSON_WORDS, b"../", b"/etc/", b".safetensors", b"\\u0000"), _index),
+        Target("state", (_STATE,), (*_JSON_WORDS, b'"step": 3,', b"-1", b"1.5", b"true"), _state),
         Target("manifest", (), (*_JSON_WORDS, b"../", b"/etc/passwd", b'"bytes": -1'), _manifest),
     )
 }  # fmt: skip
