@@ -171,7 +171,10 @@ def _number(value: float | None, digits: int) -> str:
 def write_table(path: Path, part: str, found: dict[str, Any]) -> None:
     """Replace the lines between the marks of this part; its head is the page's own language."""
     begin, end = f"<!-- {part}: made by benchmarks/learning_rate.py -->", f"<!-- /{part} -->"
-    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    before, mark, rest = path.read_text(encoding="utf-8").partition(begin)
+    if not mark or not found["points"]:
+        print(f"{path.name}: no table of {part}: no marks for it, or nothing is measured")
+        return
     head, _, after = rest.partition(end)
     header = "\n".join(head.strip("\n").splitlines()[:2])
     line = _rank_line if part == "ranks" else _rate_line
