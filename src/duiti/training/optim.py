@@ -107,9 +107,8 @@ def default_learning_rate(method: Method, hidden_size: int) -> tuple[float, str]
     else:
         rate = 2e-5 * width
         law = "2e-5 at width 4096, growing as 1/width"
-    return float(
-        f"{rate:.1e}"
-    ), f"{law}; this model's width is {hidden_size}; --find-lr tries others"
+    reason = f"{law}; this model's width is {hidden_size}; --find-lr tries others"
+    return float(f"{rate:.1e}"), reason
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
