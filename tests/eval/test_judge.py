@@ -94,6 +94,8 @@ def test_rehearsed_text_is_not_among_the_rows(template: Template, tmp_path: Path
         for epoch in (1, 2):
             file.add([2 / epoch] * len(both), cursor=epoch * len(both))
     found = write_rows_file(tmp_path, both, seed=0, held_out=None)
+    # The keys count as the file of losses does: rehearsed text among them.
+    assert losses_of_run(tmp_path, train, seed=0).tolist() == [[2] * len(train), [1] * len(train)]
     assert sum(found.counts.values()) == len(ROWS)
     text = (tmp_path / "rows.json").read_text()
     assert REHEARSED not in text
@@ -101,6 +103,8 @@ def test_rehearsed_text_is_not_among_the_rows(template: Template, tmp_path: Path
     assert stored["epochs"] == 2
     assert stored["rows"][0]["losses"] == [2, 1]
     assert stored["rows"][0]["origin"].endswith("train.jsonl:1")
+    (tmp_path / ROW_LOSSES_FILE).unlink()
+    assert "no loss" in write_rows_file(tmp_path, both, seed=0, held_out=None).note
 
 
 def test_held_out_rows_are_measured_by_the_model_as_it_is() -> None:

@@ -120,7 +120,8 @@ def test_what_is_not_known_is_not_held_against_a_row(template: Template, tmp_pat
     [
         (losses()[:1], "measured once only"),
         (losses()[::-1], "did not fall"),
-        (np.full((2, 20), np.nan), "measured once only"),
+        (np.full((2, 20), np.nan), "no loss of any row is known"),
+        (losses()[:0], "no loss of any row is known"),
     ],
 )
 def test_where_nothing_stands_out_that_is_said(

@@ -27,6 +27,7 @@ from duiti.eval.row_losses import (
     by_epoch,
     read_row_keys,
     read_row_losses,
+    write_row_keys,
 )
 from duiti.eval.row_table import Floats
 from duiti.eval.rows import HeldOut, SortedRows, sort_rows
@@ -44,7 +45,8 @@ MAX_HELD_OUT = 1000
 def write_rows(
     folder: Path, train: ExampleStore, *, seed: int, held_out: HeldOut | None
 ) -> SortedRows:
-    """`rows.json` of a run that has been trained, from `data/row_losses.f32`.
+    """`rows.json` of a run that has been trained, from `data/row_losses.f32`; and the keys by which
+    its rows are known again.
 
     Args:
         train: all that was trained on; general text that was rehearsed is passed over.
@@ -53,7 +55,11 @@ def write_rows(
     Raises:
         DuitiError: a file cannot be read or written.
     """
-    losses = by_epoch(read_row_losses(folder / ROW_LOSSES_FILE), len(train), seed=seed)
+    write_row_keys(folder, train)
+    path = folder / ROW_LOSSES_FILE
+    # Someone may have removed it meanwhile: what was trained is not lost for that.
+    known = read_row_losses(path) if path.is_file() else np.empty(0, np.float32)
+    losses = by_epoch(known, len(train), seed=seed)
     files, _ = train.origins()
     own = np.flatnonzero(np.array([name != REHEARSED for name in train.files])[files])
     names = _epochs(len(losses))

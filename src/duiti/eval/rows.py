@@ -246,6 +246,8 @@ def described(told: Mapping[str, Any], *, most: int = 20) -> Iterator[str]:
 
 
 def _usual(rows: RowTable, known_twice: npt.NDArray[np.bool_]) -> tuple[Usual | None, str]:
+    if not np.isfinite(rows.last).any():
+        return None, "no loss of any row is known"
     if not known_twice.any():
         return None, "each row was measured once only, so nobody can tell how its loss went on"
     first, last = rows.first[known_twice], rows.last[known_twice]
