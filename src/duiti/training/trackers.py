@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -154,7 +155,8 @@ class MLflow:
         return f"{get_tracking_uri()}, experiment {name}"
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        metrics = [self._metric(key, value, 0, step) for key, value in numbers.items()]
+        now_ms = round(time.time() * 1000)
+        metrics = [self._metric(key, value, now_ms, step) for key, value in numbers.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
     def finish(self) -> None:

@@ -66,7 +66,7 @@ def sent_settings(config: Config) -> dict[str, bool | int | float | str]:
             found |= {k: v for k, v in inner.items() if _is_sent(k.partition(".")[2], v, words)}
         elif _is_sent(key, value, _literals(Config)):
             found[key] = value
-    if Path(str(config.model)).expanduser().exists() or str(config.model).startswith((".", "/")):
+    if config.model.startswith((".", "/", "~")) or Path(config.model).is_dir():
         found.pop("model", None)
     return found
 
