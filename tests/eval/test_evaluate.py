@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,20 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 from duiti import api
+from duiti.data.batch import collate
 from duiti.data.templates.template import load_template
-from duiti.eval.evaluate import held_out_loss, questions, score
-from duiti.eval.metrics import METRICS, exact_match
+from duiti.eval.evaluate import (
+    compare,
+    evaluation_dict,
+    held_out_loss,
+    questions,
+    score,
+    val_metrics,
+)
+from duiti.eval.metrics import exact_match, token_f1
+from duiti.eval.questions import WINDOW, answer_limit, answers
+from duiti.eval.token_losses import answer_token_losses, example_sums, token_losses, token_texts
+from duiti.infer.generate import Answer
 from duiti.infer.model import Model, load
 from duiti.model.sft_model import SFTModel
 from duiti.types import Example, Origin
@@ -187,22 +199,178 @@ def test_a_question_whose_answer_ends_the_row_without_a_stop_keeps_its_last_toke
 
 
 def test_scores_are_those_of_the_answers(model: Model, examples: list[Example]) -> None:
-    found, texts = score(model, examples)
-    prompts = [asked.prompt for asked in questions(examples, model)]
-    expected = [asked.expected for asked in questions(examples, model)]
+    texts: list[str] = []
+    found = score(
+        model, examples, metrics=("exact_match", "token_f1"),
+        seen=lambda asked, answer, text: texts.append(text),
+    )  # fmt: skip
+    asked = questions(examples, model)
+    expected = [each.expected for each in asked]
     assert len(texts) == len(expected) == 6
-    assert found.metrics == {"exact_match": sum(map(exact_match, texts, expected)) / 6}
-    limit = 2 * max(sum(e.labels != -100) for e in examples) + 8
-    alone = [model.generate([prompt], max_new_tokens=int(limit))[0] for prompt in prompts]
+    limit = answer_limit(examples)
+    alone = [model.generate([each.prompt], max_new_tokens=limit)[0] for each in asked]
     assert texts == [model.text(answer.ids) for answer in alone]
-    assert found.stop_rate == sum(answer.stopped for answer in alone) / 6
+    figures = found.as_dict()
+    assert figures["exact_match"] == sum(map(exact_match, texts, expected)) / 6
+    assert figures["token_f1"] == pytest.approx(sum(map(token_f1, texts, expected)) / 6)
+    assert figures["stop_rate"] == sum(answer.stopped for answer in alone) / 6
+    assert figures["empty"] == sum(not text.strip() for text in texts) / 6
+    wanted = sum(len(each.answer) - 1 for each in asked)  # each has its stop token
+    assert figures["length_ratio"] == sum(len(answer.ids) for answer in alone) / wanted
 
 
-def test_exact_match_forgives_white_space_around_only() -> None:
-    assert METRICS["exact_match"] is exact_match
-    assert exact_match(" Paris.\n", "Paris.") == 1.0
-    assert exact_match("paris.", "Paris.") == 0.0
-    assert exact_match("Pa ris.", "Paris.") == 0.0
+def test_loss_perplexity_and_accuracy_are_those_of_the_models_own_logits(
+    model: Model, examples: list[Example]
+) -> None:
+    hits, count = 0, 0
+    with torch.no_grad():
+        for example in examples:
+            ids = torch.tensor(example.input_ids.astype(np.int64))
+            labels = torch.tensor(example.labels.astype(np.int64))[1:]
+            best = model.hf(input_ids=ids[None]).logits[0, :-1].argmax(dim=-1)
+            hits += int((best == labels)[labels != -100].sum())
+            count += int((labels != -100).sum())
+    losses = torch.cat(plain_losses(model.hf, examples)).double()
+    for is_packed in (True, False):
+        found = score(model, examples, metrics=(), is_packed=is_packed)
+        assert found.as_dict() == {
+            "loss": pytest.approx(losses.mean().item(), abs=1e-5),
+            "perplexity": pytest.approx(losses.mean().exp().item(), rel=1e-5),
+            "token_accuracy": hits / count,
+        }
+        assert found.supervised_tokens == count
+
+
+def test_what_is_kept_of_a_row_does_not_depend_on_how_rows_are_batched(
+    model: Model, examples: list[Example]
+) -> None:
+    losses = [row.sum().item() for row in plain_losses(model.hf, examples)]
+    weights = [np.full(len(row), 3, np.float32) for row in examples]
+    heavy = [replace(row, weights=own) for row, own in zip(examples, weights, strict=True)]
+    for budget in (1, 40, 100, 4096):
+        found = example_sums(SFTModel(model.hf), examples, micro_batch_tokens=budget)
+        np.testing.assert_allclose(found.losses, losses, atol=1e-4)
+        assert found.tokens.tolist() == [example.num_supervised for example in examples]
+        thrice = example_sums(SFTModel(model.hf), heavy, micro_batch_tokens=budget)
+        np.testing.assert_allclose(thrice.losses, 3 * found.losses)
+        np.testing.assert_allclose(thrice.weights, 3 * found.tokens)
+        assert thrice.hits.tolist() == found.hits.tolist()
+
+
+def test_losses_of_tokens_never_need_all_logits_at_once(
+    model: Model, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate(examples)
+    sft = SFTModel(model.hf)
+    whole, hits = token_losses(sft, batch)
+    monkeypatch.setattr("duiti.model.head.CPU_TILE", (5, 7))
+    tiled, tiled_hits = token_losses(sft, batch)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
+    assert torch.equal(tiled_hits, hits)
+
+
+def test_losses_of_answers_are_those_of_their_tokens(model: Model, examples: list[Example]) -> None:
+    asked = questions(examples, model)
+    found = answer_token_losses(model, asked)
+    expected = torch.cat(plain_losses(model.hf, examples)).tolist()
+    assert [loss for losses in found for loss in losses] == pytest.approx(expected, abs=1e-5)
+    for item, losses in zip(asked, found, strict=True):
+        assert len(losses) == len(item.answer)
+        texts = token_texts(model, item.answer)
+        assert len(texts) == len(item.answer)
+        assert "".join(texts) == model.prompt_text(item.answer)
+        assert not any("\ufffd" in text for text in texts)
+
+
+def test_rows_are_told_apart_by_where_they_stand_and_not_by_example(
+    model: Model, examples: list[Example]
+) -> None:
+    twins = [replace(examples[0], origin=Origin("x", 1)), replace(examples[1],
+             origin=Origin("x", 1)), replace(examples[2], origin=Origin("x", 2))]  # fmt: skip
+    found = score(model, twins, metrics=("exact_match",))
+    assert found.measures["loss"].sums.shape == (2, 2)
+    assert found.measures["stop_rate"].sums[:, 1].tolist() == [2, 1]
+    losses = [row.sum().item() for row in plain_losses(model.hf, twins)]
+    np.testing.assert_allclose(
+        found.measures["loss"].sums[:, 0], [losses[0] + losses[1], losses[2]], atol=1e-4
+    )
+
+
+def test_a_change_is_the_difference_with_the_interval_of_the_same_rows(
+    model: Model, examples: list[Example]
+) -> None:
+    base = score(model, examples, metrics=("exact_match", "chrf"))
+    same = compare(base, base)
+    assert set(same) == set(base.measures)
+    assert all(found.mean == found.low == found.high == 0 for found in same.values())
+    # Every row's loss one nat per token lower: no draw says otherwise.
+    losses = base.measures["loss"]
+    lower = losses.sums - np.stack([losses.sums[:, 1], 0 * losses.sums[:, 1]], axis=1)
+    tuned = replace(base, measures={**base.measures, "loss": replace(losses, sums=lower)})
+    found = evaluation_dict(base, tuned, n=4)
+    assert found["change"]["loss"] == pytest.approx({"mean": -1, "low": -1, "high": -1})
+    assert found["n"] == 4
+    assert found["base"]["loss"] == pytest.approx(found["tuned"]["loss"] + 1)
+    json.dumps(found, allow_nan=False)
+    assert evaluation_dict(base, None, n=4)["tuned"] is None
+
+
+def test_metrics_while_training_are_those_of_the_rows_and_leave_no_trace(
+    llama_dir: Path, examples: list[Example]
+) -> None:
+    own = load(llama_dir, device="cpu")
+    sft = SFTModel(own.hf).train()
+    own.hf.model.layers[0].eval()  # one that somebody has put to rest
+    modes = [module.training for module in sft.modules()]
+    state = torch.get_rng_state()
+    before = [parameter.clone() for parameter in own.hf.parameters()]
+    found = val_metrics(own, sft, examples, ("token_f1", "chrf"))
+    assert [module.training for module in sft.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(map(torch.equal, own.hf.parameters(), before))
+    assert val_metrics(own, sft, examples, ()) == {}
+    whole = score(own, examples, metrics=("token_f1", "chrf"))
+    assert found == {name: whole.value(name) for name in ("token_f1", "chrf")}
+
+
+def test_rows_are_answered_some_at_a_time(
+    model: Model, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = list(answers(model, examples, max_new_tokens=4))
+    monkeypatch.setattr("duiti.eval.questions.WINDOW", 2)
+    store = Store(examples)
+    asking = answers(model, store, max_new_tokens=4)
+    next(asking)
+    assert set(store.reads) == {0, 1}  # the third is not read yet
+    assert [answer for _, answer in asking] == [answer for _, answer in whole[1:]]
+    assert WINDOW > 100
+
+
+def test_where_memory_runs_out_answers_are_made_in_smaller_batches(
+    model: Model, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, budgets = model.generate, []
+
+    def short_of_memory(prompts: list[list[int]], **how: int) -> list[Answer]:
+        budgets.append(how["batch_tokens"])
+        if how["batch_tokens"] > 5000:
+            raise torch.OutOfMemoryError("no")
+        return plain(prompts, **how)
+
+    expected = list(answers(model, examples, max_new_tokens=4))
+    monkeypatch.setattr(model, "generate", short_of_memory)
+    assert list(answers(model, examples, max_new_tokens=4)) == expected
+    assert budgets == [16384, 8192, 4096]
+
+
+def test_an_answer_is_given_up_on_some_hundred_tokens_beyond_the_longest() -> None:
+    def of_length(length: int) -> Example:
+        ids = np.arange(length + 3, dtype=np.int32)
+        labels = np.where(ids < 3, -100, ids).astype(np.int32)
+        return Example(input_ids=ids, labels=labels, origin=Origin("x", 1))
+
+    assert answer_limit([of_length(5), of_length(20)]) == 48
+    assert answer_limit([of_length(3000)]) == 3520
 
 
 def test_evaluate_gives_base_and_tuned_as_computed_by_hand(llama_dir: Path, tmp_path: Path) -> None:
@@ -219,7 +387,10 @@ def test_evaluate_gives_base_and_tuned_as_computed_by_hand(llama_dir: Path, tmp_
         expected = torch.cat(plain_losses(plain, examples)).double().mean().item()
         assert found[key]["loss"] == pytest.approx(expected, abs=1e-5)
     assert found["base"]["exact_match"] == 0.0
-    assert found["tuned"] == pytest.approx({**found["tuned"], "exact_match": 1.0, "stop_rate": 1.0})
+    whole = {"exact_match": 1.0, "stop_rate": 1.0, "empty": 0.0, "length_ratio": 1.0}
+    assert found["tuned"] == pytest.approx({**found["tuned"], **whole})
+    assert found["change"]["exact_match"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert found["change"]["loss"]["high"] < 0
     assert found["n"] == 4
     assert found["supervised_tokens"] == sum(example.num_supervised for example in examples)
 
@@ -248,5 +419,5 @@ def test_a_model_that_cannot_be_packed_is_measured_one_by_one(
     model.tokenizer.save_pretrained(tmp_path)
     found = api.evaluate(tmp_path, ROWS, metrics=(), device="cpu")
     expected = torch.cat(plain_losses(gemma, examples)).double().mean().item()
-    assert found["base"] == {"loss": pytest.approx(expected, abs=1e-5)}
+    assert found["base"]["loss"] == pytest.approx(expected, abs=1e-5)
     assert found["tuned"] is None

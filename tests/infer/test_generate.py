@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from made_models import make
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from duiti.infer.generate import Answer, Sampling, generate, stream
 
@@ -163,3 +169,83 @@ def test_the_mode_of_the_model_is_restored(model: PreTrainedModel) -> None:
     next(pieces)
     pieces.close()  # an answer that nobody reads to its end
     assert model.training
+
+
+ARCHITECTURES = [
+    "llama", "qwen2-biased", "qwen2-sliding", "qwen3-tied", "gemma", "gemma2-capped",
+    "gemma3-sliding", "mistral-sliding", "phi3-fused", "gpt2", "mamba",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.filterwarnings("ignore")
+def test_batches_of_every_architecture_are_plain_transformers(name: str) -> None:
+    """In float32: lower precision rounds otherwise in other shapes, and a tie may fall."""
+    model = make(name)
+    given = [[token % 90 + 3 for token in prompt] for prompt in prompts()]
+    free = [plain(model, prompt, {10_000}, 12).ids for prompt in given]  # no token is that
+    # Rows that stop at different steps leave the batch one by one.
+    stops = {free[0][2], free[1][7]}
+    found = generate(model, given, stop_ids=stops, max_new_tokens=12)
+    assert found == [plain(model, prompt, stops, 12) for prompt in given]
+    assert any(answer.stopped for answer in found)
+    assert [generate(model, [p], stop_ids=stops, max_new_tokens=12)[0] for p in given] == found
+
+
+def shapes_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """[rows, tokens] of every pass that the model makes from now on."""
+    seen: list[tuple[int, int]] = []
+    forward = model.forward
+
+    def watched(input_ids: torch.Tensor, **others: object) -> object:
+        seen.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **others)
+
+    monkeypatch.setattr(model, "forward", watched)
+    return seen
+
+
+def test_a_finished_row_leaves_its_batch(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [plain(model, prompt, {0}, 12).ids for prompt in prompts()]
+    stops = {free[0][2], free[1][5]}
+    expected = [plain(model, prompt, stops, 12) for prompt in prompts()]
+    monkeypatch.setattr("duiti.infer.generate._takes_a_cache", lambda model: True)
+    seen = shapes_of(model, monkeypatch)
+    assert generate(model, prompts(), stop_ids=stops, max_new_tokens=12) == expected
+    # A row takes part until it has stopped: its tokens, and the stop token.
+    passes = [len(answer.ids) + answer.stopped for answer in expected]
+    assert [rows for rows, _ in seen] == [
+        sum(count > step for count in passes) for step in range(max(passes))
+    ]
+    assert seen[0][0] == 6 > seen[-1][0]
+
+
+def test_a_batch_holds_no_more_tokens_than_it_may(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = generate(model, prompts(), stop_ids={0}, max_new_tokens=10)
+    monkeypatch.setattr("duiti.infer.generate._takes_a_cache", lambda model: True)
+    seen = shapes_of(model, monkeypatch)
+    assert generate(model, prompts(), stop_ids={0}, max_new_tokens=10, batch_tokens=60) == expected
+    begun = [(rows, width) for rows, width in seen if width > 1 or (rows, width) == (1, 1)]
+    assert all(rows == 1 or rows * (width + 10) <= 60 for rows, width in begun)
+    assert max(rows for rows, _ in begun) > 1
+
+
+def test_an_answer_ends_where_the_models_positions_do(model: PreTrainedModel) -> None:
+    found = generate(model, prompts(), stop_ids=set(), max_new_tokens=9, positions=20)
+    assert [len(answer.ids) for answer in found] == [9, 3, 9, 9, 0, 9]
+    free = generate(model, prompts(), stop_ids=set(), max_new_tokens=9)
+    for answer, longer in zip(found, free, strict=True):
+        assert not answer.stopped
+        assert answer.ids == longer.ids[: len(answer.ids)]
+
+
+def test_modules_are_left_in_the_mode_that_each_was_in(model: PreTrainedModel) -> None:
+    model.train()
+    next(iter(model.children())).eval()
+    modes = [module.training for module in model.modules()]
+    generate(model, prompts(), stop_ids={0}, max_new_tokens=3)
+    assert [module.training for module in model.modules()] == modes
