@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from made import write_rows
+from made_models import document
 
 from duiti.cli import main
 from duiti.config import Config
+from duiti.data.storage.store import ExampleStore
 from duiti.errors import DuitiError, UsageError
 from duiti.eval.evaluate import held_out_loss
 from duiti.fit import Fit
@@ -28,7 +30,7 @@ from duiti.searching import learning_rate as searching
 from duiti.searching import more_data as more
 from duiti.searching.as_found import as_found
 from duiti.searching.attempt import Abandoned, Attempt
-from duiti.searching.held_out import FEWEST, RowLosses, apart, row_losses
+from duiti.searching.held_out import FEWEST, RowLosses, apart, row_losses, with_rehearsed
 from duiti.searching.learning_rate import Point, choose, find_learning_rate, sweep
 from duiti.searching.more_data import more_data, says, shares_of
 from duiti.searching.search import Search
@@ -239,8 +241,8 @@ def test_memory_that_runs_out_is_a_result(
     shop = set_up(given, QUIET)
     real = attempting.train_steps
 
-    def train_steps(sft: Any, optimizer: Any, rows: Any, plan: Any) -> Any:
-        for metrics, progress in real(sft, optimizer, rows, plan):
+    def train_steps(sft: Any, optimizer: Any, rows: Any, plan: Any, **more: Any) -> Any:
+        for metrics, progress in real(sft, optimizer, rows, plan, **more):
             if plan.rate.peak > shop.plan.rate.peak and metrics.step == 3:
                 raise DuitiError("step 3: out of memory, even with one row at a time")
             yield metrics, progress
@@ -263,8 +265,8 @@ def test_a_signal_ends_a_search_and_puts_all_back(
     before, handler = everything(shop), signal.getsignal(signal.SIGTERM)
     real, seen = attempting.train_steps, []
 
-    def train_steps(*arguments: Any) -> Any:
-        for metrics, progress in real(*arguments):
+    def train_steps(*arguments: Any, **more: Any) -> Any:
+        for metrics, progress in real(*arguments, **more):
             seen.append(metrics.step)
             if len(seen) == 6:
                 signal.raise_signal(signal.SIGTERM)
@@ -427,7 +429,8 @@ def test_rows_held_out_of_the_training_rows_are_trained_in_no_attempt(
     rows = [*ROWS, *ROWS[:20]]  # the first twenty come twice
     own = write_rows(tmp_path / "twice.jsonl", rows)
     material = job(llama_dir, (own, files[1]), tmp_path / "run", val=False).material
-    train, held_out = apart(material.train, material.val, seed=0)
+    chosen, held_out = apart(material.train, material.val, seed=0)
+    train = with_rehearsed(material.train, len(rows), chosen)
     assert len(train) + len(held_out) == len(rows)
     assert len(held_out) >= FEWEST // 2
     seen = {row.input_ids.tobytes() for row in train}
@@ -438,12 +441,22 @@ def test_validation_rows_are_held_out_where_there_are_some_and_not_too_many(
     llama_dir: Path, tmp_path: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     material = job(llama_dir, files, tmp_path / "run").material
-    train, held_out = apart(material.train, material.val, seed=0)
-    assert train is material.train
+    chosen, held_out = apart(material.train, material.val, seed=0)
+    assert chosen.tolist() == list(range(len(ROWS)))
     assert held_out is material.val
     monkeypatch.setattr("duiti.searching.held_out.MOST", 7)
     _, some = apart(material.train, material.val, seed=0)
     assert len({row.origin for row in some}) == 7
+
+
+def test_rehearsed_texts_are_among_the_rows_of_an_attempt_in_their_share() -> None:
+    examples = ExampleStore.from_examples([document(5, n) for n in range(1, 31)])
+    assert with_rehearsed(examples, 20, np.arange(20)) is examples
+    some = with_rehearsed(examples, 20, np.array([3, 4, 9, 17]))
+    expected = [3, 4, 9, 17, 20, 21]  # a fifth of the rows, and of ten texts
+    assert [row.input_ids.tolist() for row in some] == [
+        examples[place].input_ids.tolist() for place in expected
+    ]
 
 
 def test_too_few_rows_are_refused(
@@ -472,11 +485,10 @@ def test_shares_lie_in_each_other(
     llama_dir: Path, tmp_path: Path, files: tuple[Path, Path]
 ) -> None:
     train = job(llama_dir, files, tmp_path / "run").material.train
-    quarter, half, whole = shares_of(train, seed=0)
-    origins = [{row.origin for row in store} for store in (quarter, half, whole)]
-    assert origins[0] < origins[1] < origins[2]
+    quarter, half, whole = map(set, shares_of(train, seed=0))
+    assert quarter < half < whole
     assert 3 <= len(quarter) <= 18  # of 40: groups are drawn one by one
-    assert len(quarter) < len(half) < len(whole) == len(ROWS)
+    assert len(whole) == len(ROWS)
 
 
 def test_more_data_is_written_with_intervals(
