@@ -160,21 +160,24 @@ def means(x: Floats, y: Floats, limit: int = MAX_POINTS // 2) -> tuple[Floats, F
 
 
 def smoothed(values: Floats, weight: float = SMOOTHING) -> Floats:
-    """The mean of two exponential means, from the left and from the right, so that nothing lags.
+    """An exponential mean of what is on both sides, so that nothing lags.
 
     `weight` is as if there were 100 points: the same share of a curve is looked at, whatever its
     length."""
     keep = weight ** (100 / max(100, len(values))) if weight > 0 else 0.0
-    return (_one_way(values, keep) + _one_way(values[::-1], keep)[::-1]) / 2
+    left, left_weight = _one_way(values, keep)
+    right, right_weight = (found[::-1] for found in _one_way(values[::-1], keep))
+    return (left + right) / (left_weight + right_weight)
 
 
-def _one_way(values: Floats, keep: float) -> Floats:
-    """An exponential mean that gives its beginning no extra weight."""
-    found, mean, total = np.empty_like(values), 0.0, 0.0
+def _one_way(values: Floats, keep: float) -> tuple[Floats, Floats]:
+    """Sums with exponential weights up to each value, and the sums of the weights."""
+    sums, weights = np.empty_like(values), np.empty_like(values)
+    sum_, weight = 0.0, 0.0
     for index, value in enumerate(values.tolist()):
-        mean, total = keep * mean + (1 - keep) * value, keep * total + (1 - keep)
-        found[index] = mean / total
-    return found
+        sum_, weight = keep * sum_ + (1 - keep) * value, keep * weight + (1 - keep)
+        sums[index], weights[index] = sum_, weight
+    return sums, weights
 
 
 def compact(value: float) -> str:

@@ -54,15 +54,15 @@
   const smoothed = (values, weight) => {
     const keep = weight > 0 ? weight ** (100 / Math.max(100, values.length)) : 0;
     const oneWay = (each) => {
-      let mean = 0, total = 0;
+      let sum = 0, total = 0;
       return each.map((one) => {
-        mean = keep * mean + (1 - keep) * one;
+        sum = keep * sum + (1 - keep) * one;
         total = keep * total + (1 - keep);
-        return mean / total;
+        return [sum, total];
       });
     };
-    const back = oneWay([...values].reverse()).reverse();
-    return oneWay(values).map((one, index) => (one + back[index]) / 2);
+    const right = oneWay([...values].reverse()).reverse();
+    return oneWay(values).map(([sum, total], i) => (sum + right[i][0]) / (total + right[i][1]));
   };
   const redraw = (weight) => {
     for (const chart of charts) {

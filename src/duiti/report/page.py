@@ -191,7 +191,9 @@ def _measures(evaluation: Evaluation) -> list[Measure]:
         mean = change.mean if change is not None else None
         found.append(
             Measure(
-                name=name.rpartition(":")[2].replace("_", " "),
+                name=name
+                if name.startswith("regex:")
+                else name.rpartition(":")[2].replace("_", " "),
                 before=_value(before, is_share=is_share),
                 after=_value(after, is_share=is_share),
                 change=_signed(mean, is_share=is_share),
@@ -216,6 +218,8 @@ def _signed(value: float | None, *, is_share: bool) -> str:
     if value is None:
         return ""
     text = f"{100 * value:+.1f}" if is_share else f"{value:+.3g}"
+    if value == 0:
+        return "0"
     return text.replace("-", "\u2212")
 
 

@@ -14,6 +14,7 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -188,15 +189,12 @@ class _Files:
     def samples(self) -> tuple[list[Sample], int]:
         adapter = TypeAdapter(Sample)
         found: list[Sample] = []
-        count = 0
-        for line in self._lines(SAMPLES_FILE):
-            count += 1
-            if len(found) < MAX_SAMPLES:
-                try:
-                    found.append(adapter.validate_python(line))
-                except ValidationError as error:
-                    self._tell(f"{SAMPLES_FILE}, line {count}", error)
-        return found, count
+        for number, line in enumerate(islice(self._lines(SAMPLES_FILE), MAX_SAMPLES), start=1):
+            try:
+                found.append(adapter.validate_python(line))
+            except ValidationError as error:
+                self._tell(f"{SAMPLES_FILE}, line {number}", error)
+        return found, (self.text(SAMPLES_FILE) or "").count("\n")
 
     def curves(self) -> dict[str, Curve]:
         steps: dict[str, list[int]] = {}

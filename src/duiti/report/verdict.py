@@ -256,7 +256,9 @@ def _same(data: ReportData) -> tuple[Light, str]:
         )
     by = f", opened by {proof.opened_by} in a fresh process," if proof.opened_by else ""
     most = proof.saved.largest if proof.saved is not None else None
-    apart = "" if most is None else f"; largest difference {most:.1e} nats"
+    apart = "" if most is None else "; no difference at all"
+    if most:
+        apart = f"; largest difference {most:.1e} nats"
     says = (
         f"The saved model{by} gives the same probabilities for {proof.num_tokens:,} tokens{apart}"
     )
@@ -277,6 +279,8 @@ def _capital(text: str) -> str:
 
 
 def _spoken(name: str) -> str:
+    if name.startswith("regex:"):
+        return name
     return name.rpartition(":")[2].replace("_", " ")
 
 
