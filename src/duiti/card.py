@@ -66,9 +66,9 @@ def write_card(folder: Path) -> None:
 def shown(text: str) -> str:
     """Text that Markdown shows as it is."""
     plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    escaped = re.sub(r"([\\`*_{}\[\]<>()#!|~$&])", r"\\\1", plain)
+    escaped = re.sub(r"([\\`*_{}\[\]<>#!|~$&])", r"\\\1", plain)
     # What begins a list or underlines a heading.
-    escaped = re.sub(r"^(\d*)([-+=]|[.](?= |$))", r"\1\\\2", escaped)
+    escaped = re.sub(r"^(\d*)([-+=]|[.)](?= |$))", r"\1\\\2", escaped)
     return re.sub(r"(?i)(https?|ftp|www)(?=[:.])", r"\1&#8203;", escaped)
 
 

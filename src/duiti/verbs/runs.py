@@ -75,8 +75,9 @@ def _print_one(found: dict[str, Any]) -> None:
     console.print()
     effort = ", ".join(f"{key} {_cell(key, value)}" for key, value in found["effort"].items())
     _say(console, effort)
-    if found["damaged_metrics_lines"]:
-        _say(console, f"metrics.jsonl: {found['damaged_metrics_lines']} damaged lines left out")
+    if damaged := found["damaged_metrics_lines"]:
+        lines = "1 damaged line" if damaged == 1 else f"{damaged} damaged lines"
+        _say(console, f"metrics.jsonl: {lines} left out")
     if "passed" in found["proof"]:
         _say(console, "the saved files are proven" if found["proof"]["passed"] is True
              else "the saved files are NOT proven: proof.json")  # fmt: skip
