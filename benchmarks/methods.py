@@ -120,7 +120,9 @@ def exact(model: Model, kind: DataName) -> float:
     rows = random.Random(0).sample([json.loads(line) for line in lines], NUM_QUESTIONS)
     source = Source(name="<rows>", rows=rows)
     prepared = prepare([source], model.template, PrepareOptions(date=model.date))
-    return score(model, prepared.store)[0].metrics["exact_match"]
+    share = score(model, prepared.store).value("exact_match")
+    assert share is not None  # there are questions
+    return share
 
 
 def perplexity(model: Model) -> float:

@@ -18,6 +18,8 @@ from duiti.infer.model import load
 from duiti.run import Run
 
 ROWS = [{"prompt": f"Who is number {n}?", "response": f"Nobody knows {n * 7}."} for n in range(8)]
+OF_TOKENS = ("loss", "perplexity", "token_accuracy")
+OF_ANSWERS = ("stop_rate", "length_ratio", "empty", "other_language")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_check_reports_what_training_would_refuse(llama_dir: Path) -> None:
 def test_evaluate_takes_a_run_its_path_a_model_and_a_base(run: Run, llama_dir: Path) -> None:
     found = api.evaluate(run, ROWS, device="cpu")
     assert found["n"] == 8
-    assert found["base"].keys() == found["tuned"].keys() == {"loss", "exact_match", "stop_rate"}
+    assert found["base"].keys() == found["tuned"].keys() == {*OF_TOKENS, "exact_match", *OF_ANSWERS}
     assert found["tuned"]["loss"] < found["base"]["loss"]
     assert api.evaluate(str(run.path), ROWS, device="cpu") == found
     assert api.evaluate(run.path, ROWS, device="cpu") == found
@@ -124,7 +126,7 @@ def test_evaluate_reads_files_maps_fields_and_can_do_without_answers(
     rows = [{"q": row["prompt"], "a": row["response"]} for row in ROWS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     mapped = api.evaluate(run, path, map={"q": "prompt", "a": "response"}, metrics=(), device="cpu")
-    assert mapped["tuned"].keys() == {"loss"}
+    assert mapped["tuned"].keys() == set(OF_TOKENS)
     assert mapped["tuned"]["loss"] == api.evaluate(run, ROWS, device="cpu")["tuned"]["loss"]
 
 
@@ -189,7 +191,7 @@ def test_export_refuses_what_it_does_not_know(run: Run, tmp_path: Path) -> None:
         (ROWS, {"method": "qlora"}, "method"),
         (ROWS, {"lora": {"rnk": 4}}, "lora.rank"),
         (ROWS, {"method": "full", "lora": {"rank": 4}}, "no effect"),
-        (ROWS, {"eval_every": 3}, "no effect"),
+        (ROWS, {"eval_every": 3, "anchor": "none"}, "no effect"),
         (ROWS, {"template": "alpacca"}, "alpaca"),
         (ROWS, {"max_length": 100_000}, "512 positions"),
         (ROWS, {"device": "cuda:63"}, "device"),

@@ -559,7 +559,7 @@ def test_the_cache_is_used_by_the_next_process_and_says_nothing(
 
 def test_validation_needs_rows_where_it_is_to_be_measured(llama_dir: Path, rows: Path) -> None:
     with pytest.raises(UsageError, match="eval_every has no effect without val"):
-        api.check(rows, model=str(llama_dir), eval_every=5)
+        api.check(rows, model=str(llama_dir), eval_every=5, anchor="none")
     with pytest.raises(UsageError, match="leaves one side empty"):
         api.check(PAIRS[:2], model=str(llama_dir), val="1%")
 

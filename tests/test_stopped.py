@@ -248,8 +248,12 @@ def test_a_run_whose_every_update_is_left_out_has_trained_nothing(
     assert not Run(tmp_path / "run").is_finished
 
 
-def _not_a_number(sft: SFTModel, batch: Batch) -> tuple[torch.Tensor, int | float]:
+def _not_a_number(
+    sft: SFTModel, batch: Batch, *, each: list[torch.Tensor] | None = None
+) -> tuple[torch.Tensor, int | float]:
     total = torch.stack([p.sum() for p in sft.parameters() if p.requires_grad]).sum()
+    if each is not None:
+        each.append(torch.full((batch.num_supervised,), float("nan")))
     return total * float("nan"), batch.weight_sum
 
 

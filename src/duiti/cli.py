@@ -20,7 +20,7 @@ VERBS = {
     "train": "Fine-tune a model on prompt/response pairs.",
     "chat": "Talk to a run (default: the newest) or to a model.",
     "eval": "Measure a run, base beside tuned, on rows that it was not trained on.",
-    "runs": "List the runs under runs/, newest first.",
+    "runs": "List the runs under runs/, show one, or compare two.",
     "export": "Write a run as one plain model, and measure that it is the same.",
     "doctor": "Say what this machine has: versions, devices, speed, free disk.",
 }

@@ -78,7 +78,9 @@ def hold_to_base(config: Config, material: Material, sft: SFTModel) -> Hold | No
     texts = make_anchor(sft.model, material.tokenizer, seed=_seed(config, _HELD),
                         num_texts=NUM_TEXTS, num_tokens=TEXT_TOKENS,
                         compute_dtype=sft.compute_dtype)  # fmt: skip
-    return make_hold(sft, texts.examples, max_drift=config.max_drift)
+    assert config.micro_batch_tokens != "auto"  # it is settled
+    return make_hold(sft, texts.examples, max_drift=config.max_drift,
+                     micro_batch_tokens=config.micro_batch_tokens)  # fmt: skip
 
 
 def _texts(

@@ -28,7 +28,6 @@ from duiti.eval.evaluate import (
     val_metrics,
 )
 from duiti.eval.judge import held_out, write_rows
-from duiti.eval.row_losses import write_row_keys
 from duiti.eval.strength import STRENGTH_FILE, sweep_strength
 from duiti.eval.token_losses import answer_token_losses, token_texts
 from duiti.infer.generate import Answer
@@ -206,6 +205,5 @@ def _write_strength(shop: Workshop, before: Before, folder: Path) -> None:
 
 
 def _write_rows(shop: Workshop, material: Material, folder: Path) -> None:
-    write_row_keys(folder, material.train)
     write_rows(folder, shop.examples, seed=shop.config.seed,
                held_out=held_out(shop.sft, material.val))  # fmt: skip

@@ -110,9 +110,16 @@ def num_examples(config: Config, material: Material) -> int:
     return count
 
 
-def total_steps(config: Config, count: int) -> int:
-    """Updates of the whole run; `count` examples make an epoch."""
-    steps = config.epochs * math.ceil(count / config.batch_size)
+def total_steps(config: Config, count: int, start: Progress | None = None) -> int:
+    """Updates of the whole run; `count` examples make an epoch.
+
+    Args:
+        start: where it goes on from, perhaps with another batch size than it began with.
+    """
+    start = start or Progress()
+    epoch, done = divmod(start.cursor, count)
+    left = (config.epochs - epoch) * math.ceil(count / config.batch_size)
+    steps = start.step + max(0, left - done // config.batch_size)
     return min(steps, config.max_steps or steps)
 
 
@@ -130,7 +137,7 @@ def step_plan(config: Config, count: int, state: RunState | None = None) -> Step
         peak=config.learning_rate,
         schedule=config.schedule,
         warmup_steps=config.warmup_steps,
-        total_steps=total_steps(config, count),
+        total_steps=total_steps(config, count, None if state is None else state.progress),
         budget_s=None if config.budget is None else seconds_in(config.budget),
     )
     if state is not None and state.cool_down is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from duiti.card import write_card
 from duiti.config import Config
+from duiti.disk_errors import gone
 from duiti.durable import remove_leftovers
 from duiti.errors import DuitiError
 from duiti.eval.evaluate import held_out_loss
@@ -35,7 +36,7 @@ from duiti.proof.expected import Expected, expectations, held_out_rows
 from duiti.proof.prove import prove
 from duiti.record import write_resumed, write_start
 from duiti.report.page import write_report
-from duiti.run import Run, new_run_folder
+from duiti.run import Run, is_run, new_run_folder
 from duiti.saving import Checkpoints
 from duiti.searching.search import NOTHING, Search
 from duiti.stopped import find_stopped, locate
@@ -122,6 +123,7 @@ def go_on(
             remove_leftovers(place_of_leftovers)
         stopped = find_stopped(place)
         config, changed = stopped.settings(given, allowed=allowed)
+        check_trackers(config.track)
         say_resumed(stopped, changed, talk)
         material = _read(config, rows, talk)
         config, reasons, fit = _settle(config, material)
@@ -149,7 +151,7 @@ def _train(job: Job, search: Search, talk: Talk) -> Run:
                           trust_remote_code=source.trust_remote_code)  # fmt: skip
             talk.say("proof", proof.describe())
         report = write_report(job.folder)
-        write_card(job.folder)
+        write_card(job.folder)  # again: verdict and proof are in it
         saved.close()
     say_end(report, state, time.perf_counter() - started, talk)
     return Run(job.folder)
@@ -177,12 +179,15 @@ def _make(job: Job, search: Search, talk: Talk) -> tuple[RunState, Expected | No
                 why="the loss or the gradient of each was not finite",
                 fix="a lower --learning-rate, or look at the rows that were named",
             )
+        if not is_run(folder):
+            raise gone(folder)
         model.eval()
         look_after(shop, material, before, folder, talk,
                    is_stopping=lambda: stopping.signal is not None)  # fmt: skip
         expected = _expected(shop, material, talk) if config.proof else None
         saved = save_weights(model, material.template, folder, config, material.source,
                      trained_stops=shop.stops, trained_on=shop.identity.trained_on)  # fmt: skip
+        write_card(folder)
     return state, expected, saved
 
 
@@ -217,7 +222,8 @@ def _run_updates(
     with (
         RunLog(folder, talk, total_steps=plan.total_steps, start=state.progress,
                budget_s=plan.rate.budget_s, trackers=trackers) as log,
-        RowLosses(folder / ROW_LOSSES_FILE, cursor=state.progress.cursor) as row_losses,
+        RowLosses(folder / ROW_LOSSES_FILE, cursor=state.progress.cursor,
+                  is_same=not {"data", "seed"} & set(job.allowed)) as row_losses,
         Checkpoints(folder, config, job.reasons, shop.identity, parameters, shop.optimizer,
                     talk, start_step=state.progress.step) as checkpoints,
     ):  # fmt: skip

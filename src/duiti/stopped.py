@@ -37,7 +37,8 @@ FREE = frozenset(
         *("data", "model", "output", "cache"),
         # How much at once, what is said, and what is kept.
         *("micro_batch_tokens", "activation_checkpointing", "max_memory", "workers"),
-        *("eval_every", "save_every", "keep", "skip_bad_steps", "selfcheck", "proof"),
+        *("eval_every", "metrics", "anchor", "track"),
+        *("save_every", "keep", "skip_bad_steps", "selfcheck", "proof"),
         # What would have stopped the run before it began.
         *("on_bad_row", "max_lost", "strict", "trust_remote_code"),
     }

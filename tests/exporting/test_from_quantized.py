@@ -195,3 +195,30 @@ def test_a_base_is_served_in_four_bits_if_that_is_asked(llama_dir: Path) -> None
     model = load(llama_dir, device="cpu", quantize="nf4")
     assert is_nf4(model.hf)
     assert model.chat(ASKED, max_new_tokens=3) is not None
+
+
+def test_a_weaker_merge_is_held_against_the_trained_model_at_that_strength(
+    run: Run, tmp_path: Path
+) -> None:
+    report = export_merged(run, tmp_path / "merged", strength=0.5, proof=False)
+    found = report.from_quantized
+    assert found is not None
+    # By hand: half of every B, on the base in four bits, on the run's own held-out answers.
+    model = load(run, device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.hf.named_parameters():
+            if name.endswith("lora_B"):
+                parameter *= 0.5
+    losses = []
+    for line in (run.path / SAMPLES_FILE).read_text().splitlines():
+        row = json.loads(line)
+        prompt, answer = (model.tokenizer.encode(t, add_special_tokens=False)
+                          for t in (row["prompt"], " " + row["expected"]))  # fmt: skip
+        with torch.no_grad():
+            said = model.hf(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        losses += [-float(said[len(prompt) - 1 + i, t]) for i, t in enumerate(answer)]
+    assert found.loss_trained == pytest.approx(math.fsum(losses) / len(losses), rel=1e-4)
+    whole = export_merged(run, tmp_path / "whole", proof=False).from_quantized
+    assert whole is not None
+    assert abs(whole.loss_trained - found.loss_trained) > 1e-2
+    assert "at strength 0.5" in str(report)

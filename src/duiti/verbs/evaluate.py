@@ -112,12 +112,16 @@ def _sort(
     from duiti.eval.rows import FIGHTING, described
 
     found = sort_rows(model, data, map=renamed, on_bad_row=on_bad_row)
-    told = found.as_dict()
+    told = found.as_dict(most=None)
     lines = list(described(told))
     if clean is not None:
         without = {origin.line for origin in found.origins(FIGHTING)}
         cleaned = write_cleaned(Path(data), clean, without=without)
-        told["clean"] = {"path": str(cleaned.path), "kept": cleaned.num_kept}
+        told["clean"] = {
+            "path": str(cleaned.path),
+            "kept": cleaned.num_kept,
+            "left_out": list(cleaned.left_out),
+        }
         lines.append(f"{cleaned.path}: {cleaned.num_kept:,} rows, {len(without):,} left out")
     print(json.dumps(told, ensure_ascii=False) if json_ else "\n".join(lines))
 
