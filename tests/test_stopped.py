@@ -248,6 +248,30 @@ def test_a_run_whose_every_update_is_left_out_has_trained_nothing(
     assert not Run(tmp_path / "run").is_finished
 
 
+def test_a_device_that_fails_in_an_update_ends_the_run_and_saves_nothing_of_it(
+    whole: Run, llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", PAIRS)
+    config = Config(data=(str(data),), model=str(llama_dir), output=str(tmp_path / "run"),
+                    **SETTINGS)  # fmt: skip
+    run, forward = Run(tmp_path / "run"), SFTModel.forward
+
+    def lost(sft: SFTModel, batch: Batch, **rest: Any) -> tuple[torch.Tensor, int | float]:
+        if sft.training and len(run.metrics) == 2:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return forward(sft, batch, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTModel, "forward", lost)
+        with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+            finetune(config, talk=QUIET)
+    assert not run.is_finished
+    assert not list(run.path.glob("*.safetensors"))
+    saved = {path.name for path in (run.path / "checkpoints").iterdir()}
+    assert saved == {"step-000001", "step-000002"}
+    assert left(go_on(run.path, {}, talk=QUIET)) == left(whole)
+
+
 def _not_a_number(
     sft: SFTModel, batch: Batch, *, each: list[torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, int | float]:
