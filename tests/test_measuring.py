@@ -60,6 +60,11 @@ def test_a_run_that_measures_itself_ends_with_the_weights_of_one_that_does_not(
     assert json.loads((often.path / "anchor.json").read_text())["kl"] == pytest.approx(
         measured[-1]["anchor_kl"]
     )
+    answers = [json.loads(line) for line in (often.path / "answers.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in answers] == [line["step"] for line in measured]
+    asked = [[each["prompt"] for each in line["answers"]] for line in answers]
+    assert len(asked[0]) == 2
+    assert asked == asked[:1] * len(asked)
     assert (often.path / "report.html").stat().st_size > 10_000
     assert (often.path / "strength.json").exists() == (method == "lora")
 
@@ -70,6 +75,7 @@ def test_a_run_that_measures_itself_ends_with_the_weights_of_one_that_does_not(
 def test_what_holds_forgetting_back_goes_on_after_a_stop_with_the_same_bytes(
     llama_dir: Path, rows: Path, tmp_path: Path, values: dict[str, Any]
 ) -> None:
+    values = {**values, "val": "25%", "eval_every": 2}
     whole = trained(llama_dir, rows, tmp_path / "whole", save_every="3", **values)
     stopped = trained(llama_dir, rows, tmp_path / "stopped", save_every="3", keep=99, **values)
     for name in ("manifest.json", "adapter_model.safetensors"):
@@ -77,6 +83,8 @@ def test_what_holds_forgetting_back_goes_on_after_a_stop_with_the_same_bytes(
     again = go_on(stopped.path / "checkpoints/step-000003", {}, talk=Talk(quiet=True))
     assert weights(again) == weights(whole)
     assert lines(again) == lines(whole)
+    files = [run.path / "answers.jsonl" for run in (again, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_rehearsed_texts_that_are_others_are_not_gone_on_with(

@@ -1,7 +1,7 @@
 """What a run finds out about itself: before its first update, while it trains, and at its end.
 
     before = look_before(shop, material, talk)            # the model is still its base
-    figures = look(shop, material, before)                # in the loop: val_loss, anchor_kl, …
+    figures = look(shop, material, before, folder, step)  # in the loop: val_loss, anchor_kl, …
     look_after(shop, material, before, state, folder, talk)
 
 Validation rows tell what was learned, the anchor what was forgotten (`duiti.eval.drift`). Nothing
@@ -28,11 +28,20 @@ from duiti.eval.evaluate import (
     val_metrics,
 )
 from duiti.eval.judge import held_out, write_rows
+from duiti.eval.questions import answers
 from duiti.eval.strength import STRENGTH_FILE, sweep_strength
 from duiti.eval.token_losses import answer_token_losses, token_texts
 from duiti.infer.generate import Answer
 from duiti.material import Material
-from duiti.run import ANCHOR_FILE, EVALUATION_FILE, SAMPLES_FILE, write_json, write_jsonl
+from duiti.run import (
+    ANCHOR_FILE,
+    ANSWERS_FILE,
+    EVALUATION_FILE,
+    SAMPLES_FILE,
+    read_records,
+    write_json,
+    write_jsonl,
+)
 from duiti.training.log import Talk
 from duiti.types import Example, Json
 from duiti.workshop import Workshop
@@ -41,6 +50,10 @@ NUM_ROWS = 64
 """Validation rows that are answered before and after training; `duiti eval` takes all."""
 NUM_SAMPLES = 8
 """Questions whose answers are kept to be read."""
+NUM_WATCHED = 2
+"""Rows whose answers are kept each time that the model is measured."""
+WATCHED_TOKENS = 128
+"""Of such an answer, at most."""
 METRICS = ("exact_match", "token_f1")
 """Of the answers, where the run names no others."""
 
@@ -103,13 +116,17 @@ def make_watched(shop: Workshop, material: Material) -> Anchor | None:
     return read_anchor(Path(config.anchor), material.tokenizer, max_length=config.max_length)
 
 
-def look(shop: Workshop, material: Material, before: Before) -> dict[str, float]:
-    """The model as it is now, in the figures of `metrics.jsonl`."""
+def look(
+    shop: Workshop, material: Material, before: Before, folder: Path, step: int
+) -> dict[str, float]:
+    """The model as it is now, in the figures of `metrics.jsonl`. What it answers to the first
+    validation rows is kept in `answers.jsonl`."""
     figures: dict[str, float] = {}
     if material.val:
         figures["val_loss"] = held_out_loss(shop.sft, material.val)
         metrics = val_metrics(shop.tuned, shop.sft, material.val, shop.config.metrics)
         figures |= {f"val_{name}": value for name, value in metrics.items()}
+        _keep_answers(shop, before, folder, step)
     if before.watch is not None:
         drift = before.watch.measure()
         figures |= {"anchor_kl": drift.kl, "anchor_nll_change": drift.nll_change}
@@ -162,6 +179,23 @@ def answer(shop: Workshop, rows: Sequence[Example]) -> Answered:
                    is_packed=shop.sft.is_packed, compute_dtype=dtype, seen=see)  # fmt: skip
     losses = answer_token_losses(shop.tuned, asked, compute_dtype=dtype)
     return Answered(scores=scores, asked=asked, texts=texts, losses=losses)
+
+
+def _keep_answers(shop: Workshop, before: Before, folder: Path, step: int) -> None:
+    """One more line of `answers.jsonl`: how the answers to the same questions change. Lines of
+    later updates, which a run that goes on makes again, are not kept."""
+    path = folder / ANSWERS_FILE
+    told = list(answers(shop.tuned, before.rows[:NUM_WATCHED], max_new_tokens=WATCHED_TOKENS,
+                        compute_dtype=shop.sft.compute_dtype))  # fmt: skip
+    line = {
+        "step": step,
+        "answers": [
+            {"prompt": shop.tuned.prompt_text(asked.prompt), "answer": shop.tuned.text(given.ids)}
+            for asked, given in told
+        ],
+    }
+    earlier = [kept for kept in read_records(path)[0] if kept["step"] < step]
+    write_jsonl(path, [*earlier, line])
 
 
 def spread(examples: Sequence[Example], count: int) -> list[Example]:

@@ -29,6 +29,7 @@ TEMPLATE_FILE = "template.yaml"
 LEDGER_FILE = "data/ledger.json"
 REJECTED_FILE = "data/rejected.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+ANSWERS_FILE = "answers.jsonl"
 EVALUATION_FILE = "evaluation.json"
 ANCHOR_FILE = "anchor.json"
 VERDICT_FILE = "verdict.json"
@@ -71,13 +72,7 @@ class Run:
     def read_metrics(self) -> tuple[list[dict[str, Any]], int]:
         """The same, and how many lines are no record of an update: a crash may tear the last one,
         and whoever edits the file any other."""
-        try:
-            content = (self.path / METRICS_FILE).read_bytes()
-        except FileNotFoundError:
-            return [], 0
-        lines = [line for line in content.split(b"\n") if line.strip()]
-        found = [values for line in lines if (values := _record(line)) is not None]
-        return found, len(lines) - len(found)
+        return read_records(self.path / METRICS_FILE)
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -260,6 +255,18 @@ def write_jsonl(path: Path, values: list[Any]) -> None:
     """A line per value, made with its folder."""
     make_folder(path.parent)
     write_file(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Lines that are objects with a number `step`, and how many are not; none where there is no
+    such file."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    lines = [line for line in content.split(b"\n") if line.strip()]
+    found = [values for line in lines if (values := _record(line)) is not None]
+    return found, len(lines) - len(found)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -232,7 +232,7 @@ def _run_updates(
         )
         for metrics, progress in () if is_out_of_patience(state, config) else steps:
             is_due = is_look_due(progress, config, plan)
-            measured = look(shop, job.material, before) if is_due else {}
+            measured = look(shop, job.material, before, folder, metrics.step) if is_due else {}
             log.step(metrics, measured)
             row_losses.add(metrics.row_losses, cursor=progress.cursor)
             state = state.after(metrics, progress, measured.get("val_loss"))

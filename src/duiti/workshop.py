@@ -111,6 +111,9 @@ def set_up(job: Job, talk: Talk) -> Workshop:
     optimizer = make_optimizer(parameters, weight_decay=config.weight_decay)
     config, plan = _rehearse(job, sft, trained, examples, plan, talk)
     hold = hold_to_base(config, material, sft)
+    if hold is not None:
+        talk.say("drift", f"held below {hold.max_drift:g} nats per token, on {len(hold.examples)}"
+                 " texts that the base writes")  # fmt: skip
 
     stops = frozenset(material.prepared[0].account.stops)
     stop_ids = stop_ids_of(model, material.template) | stops

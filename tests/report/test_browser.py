@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from chrome import FOUND, Chrome, Tab
 from made_run import make_run
-from test_page import _evil_run
+from test_report_page import evil_run
 
 from duiti.report.page import write_report
 
@@ -76,7 +76,7 @@ def test_a_report_runs_quietly_and_all_its_text_has_contrast(
 
 
 def test_hostile_text_runs_nothing(chrome: Chrome, tmp_path: Path) -> None:
-    tab = chrome.open(write_report(_evil_run(tmp_path / "evil")))
+    tab = chrome.open(write_report(evil_run(tmp_path / "evil")))
     assert tab.console == []
     assert tab.requests == []
     assert tab.evaluate("document.title") == "evil · duiti report"

@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
+from duiti.errors import DuitiError
+
 BATCH_SIZE = 64
 BATCH_TOKENS = 16384
 """Rows of a batch, times its longest prompt and what may follow it: the most tokens that keys and
@@ -213,10 +215,20 @@ def _goes_in_batches(model: PreTrainedModel) -> bool:
 
 
 def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """[B, V] logits to [B] tokens."""
+    """[B, V] logits to [B] tokens.
+
+    Raises:
+        DuitiError: there are no probabilities to draw by.
+    """
     if sampling.temperature <= 0:
         return logits.argmax(dim=-1)
     probabilities = (logits / sampling.temperature).softmax(dim=-1)
+    if not probabilities.isfinite().all():
+        raise DuitiError(
+            "nothing can be drawn from this model: its logits are not finite",
+            why="its weights are too large for its own arithmetic, or damaged",
+            fix="another copy of the model; in bfloat16, --dtype float32",
+        )
     if sampling.top_p < 1:
         # Nucleus (Holtzman et al. 2020): the fewest tokens whose mass reaches top_p.
         ordered, order = probabilities.sort(dim=-1, descending=True)

@@ -58,7 +58,7 @@ def _html(folder: Path, **changes: object) -> str:
     return write_report(make_run(folder, **changes)).read_text(encoding="utf-8")
 
 
-def _evil_run(folder: Path) -> Path:
+def evil_run(folder: Path) -> Path:
     """Everything that a row, a name or a file can bring."""
     hostile = sample(1, prompt=EVIL, text=EVIL)
     hostile |= {"base": EVIL[:40], "tuned": EVIL}
@@ -116,7 +116,7 @@ def test_the_policy_allows_its_own_style_and_script_only(tmp_path: Path) -> None
 
 
 def test_no_text_becomes_markup(tmp_path: Path) -> None:
-    html = write_report(_evil_run(tmp_path / "evil")).read_text(encoding="utf-8")
+    html = write_report(evil_run(tmp_path / "evil")).read_text(encoding="utf-8")
     found, harmless = Found(html), Found(_html(tmp_path / "plain"))
     assert found.tags["script"] == 2
     assert found.tags["img"] == 0
