@@ -59,7 +59,7 @@ bench-quick: setup $(PEER)/.ready  ## the same with small models: does it work, 
 	$(BIN)/python -m benchmarks.train_speed --peer $(PEER)/bin/python --quick
 
 bench-methods: setup  ## methods on the embedded model: the README's other table (about ten minutes)
-	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python -m benchmarks.methods
 
 # DATA and TOKENIZER: other rows and another tokenizer.json than those of the embedded model.
 BENCH_DATA = $(if $(DATA),--data $(DATA)) $(if $(MAP),--map $(MAP)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))

@@ -1,6 +1,6 @@
 """Where the border lies between plain products and PyTorch's kernel for a document on the CPU.
 
-    python benchmarks/attention.py
+    python -m benchmarks.attention
 
 Forward and backward of one document, heads as in Qwen3-0.6B (16 of queries, 8 of keys, width 128),
 both dtypes, all threads; the best of several. `duiti.model.short_attention.LONGEST` was chosen from

@@ -21,10 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import random
 import tempfile
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +30,17 @@ import transformers
 from torch.nn.functional import kl_div
 
 import duiti
-from benchmarks.methods import cpu_name
+from benchmarks.speed.machine import processor
+from benchmarks.tiny_figures import exact, perplexity
 from duiti import tiny
-from duiti.data.jobs import PrepareOptions
-from duiti.data.prepare import prepare
-from duiti.data.reading.sources import Source
 from duiti.eval.anchor import make_anchor
-from duiti.eval.evaluate import score
 from duiti.infer.model import Model, load
-from examples.tiny_world.text import HELDOUT_SEED, write_documents
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "forgetting.json"
 PAGES = ("docs/forgetting.md", "docs/forgetting.zh-CN.md")
 NUM_ROWS = 2000
 """Of the 5,638 to train on, for the ranks; what is bounded is trained on all, as in the demo."""
-NUM_QUESTIONS = 400
-"""About held-out entities, drawn with a fixed seed: 98 % is known to within about 1.4 points."""
 RECIPE: dict[str, Any] = {"epochs": 1, "batch_size": 8, "proof": False, "quiet": True}
 """Small updates, as in the demo."""
 WAYS = {
@@ -60,8 +51,6 @@ WAYS = {
     "full 1e-3": {"method": "full", "learning_rate": 1e-3},
 }
 PLAIN = "lora 4e-3"
-NUM_DOCUMENTS = 400
-"""Held-out documents of the pretraining, some 40 tokens each."""
 HELD_SHARE = 0.25
 """Of the drift of the plain run: what `max_drift` is set to."""
 MOST_DRIFT, MOST_POINTS = 1 / 3, 0.02
@@ -97,7 +86,7 @@ def measure_ranks(folder: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {
             "way": "base",
-            "heldout": heldout(base),
+            "heldout": exact(base, "heldout"),
             "kl": 0.0,
             "nll_change": 0.0,
             "perplexity": perplexity(base),
@@ -154,25 +143,12 @@ def measure(
     return {
         "way": way,
         **settings,
-        "heldout": heldout(tuned),
+        "heldout": exact(tuned, "heldout"),
         "kl": anchor["kl"],
         "nll_change": anchor["nll_change"],
         "kl_plain": kl_of_two(tuned, anchor["num_tokens"]),
         "perplexity": perplexity(tuned),
     }
-
-
-@torch.no_grad()
-def perplexity(model: Model) -> float:
-    """exp of the mean loss on held-out documents, by plain transformers: every token of a document
-    is predicted from those before it, and its end too."""
-    end = model.tokenizer.eos_token_id
-    total = count = 0.0
-    for text in islice(write_documents(HELDOUT_SEED), NUM_DOCUMENTS):
-        ids = torch.tensor([[*model.tokenizer.encode(text), end]])
-        total += float(model.hf(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
-        count += ids.shape[1] - 1
-    return math.exp(total / count)
 
 
 @torch.no_grad()
@@ -190,17 +166,6 @@ def kl_of_two(tuned: Model, num_tokens: int) -> float:
         log_q = tuned.hf(input_ids=ids).logits[0, :-1].double().log_softmax(dim=-1)
         total += kl_div(log_q, log_p, log_target=True, reduction="sum").item()
     return total / num_tokens
-
-
-def heldout(model: Model) -> float:
-    """Share of the questions about held-out entities that are answered exactly."""
-    lines = tiny.data_path("heldout").read_text(encoding="utf-8").splitlines()
-    rows = random.Random(0).sample([json.loads(line) for line in lines], NUM_QUESTIONS)
-    source = Source(name="<rows>", rows=rows)
-    prepared = prepare([source], model.template, PrepareOptions(date=model.date))
-    share = score(model, prepared.store).value("exact_match")
-    assert share is not None
-    return share
 
 
 def rank_line(row: dict[str, Any]) -> str:
@@ -270,7 +235,7 @@ def write_table(path: Path, part: str, found: dict[str, Any], language: int) -> 
 
 def save(found: dict[str, Any]) -> None:
     """Keep what was measured, with machine and versions."""
-    found["machine"] = {"cpu": cpu_name(), "threads": torch.get_num_threads()}
+    found["machine"] = {"cpu": processor(), "threads": torch.get_num_threads()}
     found["versions"] = {
         "duiti": duiti.__version__,
         "torch": torch.__version__,

@@ -24,8 +24,8 @@ import torch
 import transformers
 
 import duiti
-from benchmarks.methods import RESULTS as METHODS_RESULTS
-from benchmarks.methods import ROOT, cpu_name, perplexity
+from benchmarks.speed.machine import processor
+from benchmarks.tiny_figures import perplexity
 from duiti import tiny
 from duiti.config import Config
 from duiti.data.storage.store import ExampleStore
@@ -42,7 +42,8 @@ from duiti.training.signals import Stopping
 from duiti.training.step import StepPlan
 from duiti.workshop import Job, Workshop, set_up
 
-RESULTS = METHODS_RESULTS.with_name("learning_rate.json")
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "learning_rate.json"
 PAGES = ("docs/learning-rate.md", "docs/learning-rate.zh-CN.md")
 METHODS = ("lora", "last-n", "full")
 PARTS = (*METHODS, "ranks")
@@ -72,7 +73,7 @@ def _stored() -> dict[str, Any]:
     """What the file has; it is begun anew with other versions or settings."""
     about = {
         "rows": NUM_ROWS,
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": processor(), "threads": torch.get_num_threads()},
         "versions": {
             "duiti": duiti.__version__,
             "torch": torch.__version__,

@@ -1,7 +1,7 @@
 """Memory that is known before the run: what was expected beside what the process has used. Writes
 the table of docs/memory.md.
 
-    python benchmarks/memory.py [--only NAME] [--write]
+    python -m benchmarks.memory [--only NAME] [--write]
 
 Ten runs, each a process of its own that starts `duiti train` for a few updates: three methods, both
 dtypes, small and large vocabularies, widths from 192 to 1024, tied and untied heads, short and long
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import duiti
+from benchmarks.speed.machine import processor
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "memory.json"
@@ -113,7 +113,7 @@ def main() -> None:
         return
     found = {
         "rows": rows,
-        "machine": {"cpu": cpu_name(), "threads": os.environ.get("OMP_NUM_THREADS", "all")},
+        "machine": {"cpu": processor(), "threads": os.environ.get("OMP_NUM_THREADS", "all")},
         "versions": {
             "duiti": duiti.__version__,
             "torch": torch.__version__,
@@ -227,15 +227,6 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     header = "\n".join(head.strip("\n").splitlines()[:2])  # the titles are the page's own language
     table = "\n".join(line(row) for row in rows)
     path.write_text(f"{before}{BEGIN}\n{header}\n{table}\n{END}{after}", encoding="utf-8")
-
-
-def cpu_name() -> str:
-    """What /proc/cpuinfo calls the processor, where there is one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

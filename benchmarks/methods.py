@@ -1,12 +1,13 @@
 """Methods compared on the embedded model: what each learns, forgets and costs. Writes the README's
 table.
 
-    python benchmarks/methods.py [--write]
+    python -m benchmarks.methods [--write]
 
 For the base and for LoRA, the last two layers and full fine-tuning with the settings of the demo:
 exact answers on held-out entities, on phrasings never trained, on control entities that were never
-read about; perplexity on held-out running text (base knowledge: lower is better, a rise is
-forgetting); seconds of training; trained parameters. 400 questions of each kind, greedy answers. A
+read about; perplexity on held-out documents of the pretraining (base knowledge: lower is better, a
+rise is forgetting); seconds of training; trained parameters. 400 questions of each kind, greedy
+answers. A
 JSON of the run, with machine and versions, goes to `benchmarks/results/methods.json`; `--write`
 puts the table into README.md and README.zh-CN.md.
 """
@@ -15,9 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import platform
-import random
 import tempfile
 import time
 from pathlib import Path
@@ -27,21 +25,14 @@ import torch
 import transformers
 
 import duiti
+from benchmarks.speed.machine import processor
+from benchmarks.tiny_figures import exact, perplexity
 from duiti import tiny
-from duiti.data.batch import collate, micro_batches
-from duiti.data.jobs import PrepareOptions
-from duiti.data.prepare import prepare
-from duiti.data.reading.sources import Source
-from duiti.eval.evaluate import score
-from duiti.infer.model import Model, load
-from duiti.model.sft_model import SFTModel
+from duiti.infer.model import load
 from duiti.tiny import DataName
-from duiti.types import IGNORE_INDEX, Example, Origin
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
-NUM_QUESTIONS = 400
-"""Of each kind, drawn with a fixed seed: a share of 98 % is known to within about 1.4 points."""
 QUESTIONS: tuple[DataName, ...] = ("heldout", "unseen", "control")
 METHODS = {"lora": 4e-3, "last-n": 1e-3, "full": 1e-3}
 """Each with the learning rate that suits it here; one epoch in updates of 8 rows, as in the
@@ -63,7 +54,7 @@ def main() -> None:
             print(line(rows[-1]), flush=True)
     found = {
         "rows": rows,
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": processor(), "threads": torch.get_num_threads()},
         "versions": {
             "duiti": duiti.__version__,
             "torch": torch.__version__,
@@ -114,37 +105,6 @@ def measure(method: str, rate: float, folder: Path) -> dict[str, Any]:
     }
 
 
-def exact(model: Model, kind: DataName) -> float:
-    """Share of the questions that are answered exactly."""
-    lines = tiny.data_path(kind).read_text(encoding="utf-8").splitlines()
-    rows = random.Random(0).sample([json.loads(line) for line in lines], NUM_QUESTIONS)
-    source = Source(name="<rows>", rows=rows)
-    prepared = prepare([source], model.template, PrepareOptions(date=model.date))
-    share = score(model, prepared.store).value("exact_match")
-    assert share is not None  # there are questions
-    return share
-
-
-def perplexity(model: Model) -> float:
-    """exp of the mean loss on held-out running text, every token but the first of a paragraph."""
-    eos = model.tokenizer.eos_token_id
-    examples = []
-    text = tiny.data_path("running_text").read_text(encoding="utf-8")
-    for number, paragraph in enumerate(text.splitlines(), start=1):
-        ids = torch.tensor([*model.tokenizer.encode(paragraph), eos], dtype=torch.int32).numpy()
-        labels = ids.copy()
-        labels[0] = IGNORE_INDEX
-        examples.append(Example(input_ids=ids, labels=labels, origin=Origin("text", number)))
-    sft = SFTModel(model.hf)
-    total = count = 0.0
-    lengths = [len(example) for example in examples]
-    with torch.no_grad():
-        for part in micro_batches(range(len(examples)), lengths, budget=2048):
-            loss, tokens = sft(collate([examples[i] for i in part]))
-            total, count = total + float(loss), count + tokens
-    return math.exp(total / count)
-
-
 def trained_parameters(folder: Path, method: str) -> int:
     """Read from the run's settings: what `duiti train` says it trains."""
     from duiti.model.freeze import choose_trained
@@ -171,15 +131,6 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     header = "\n".join(head.strip("\n").splitlines()[:2])  # the titles are the page's own language
     table = "\n".join(line(row) for row in rows)
     path.write_text(f"{before}{BEGIN}\n{header}\n{table}\n{END}{after}", encoding="utf-8")
-
-
-def cpu_name() -> str:
-    """What /proc/cpuinfo calls the processor, where there is one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.speed.flops import Shape
+from benchmarks.speed.machine import processor
 from benchmarks.speed.matmul_rate import best_rate
 from benchmarks.speed.rows import LENGTHS, made_lengths
 from benchmarks.speed.scenarios import FOUR_LAYERS, ROWS_PER_UPDATE, SEED, SMALL
@@ -80,7 +80,7 @@ def main() -> None:
     flops = epoch_flops(shape, rows)
     found: dict[str, Any] = {
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": len(os.sched_getaffinity(0)),
             "threads": torch.get_num_threads(),
         },
@@ -233,15 +233,6 @@ def shown(dtype: str, found: dict[str, Any]) -> str:
             f" {found['of_the_ideal_without']:.2f}",
         ]
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _arguments() -> argparse.Namespace:

@@ -37,7 +37,7 @@ class Stamp:
 def machine() -> dict[str, object]:
     """Processor, cores, system."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -70,7 +70,8 @@ def others_since(began: Stamp | None) -> float | None:
     return max(0.0, others / available)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the system calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
