@@ -15,6 +15,7 @@ import torch
 from made import write_rows
 from made_models import document
 
+from duiti import sft
 from duiti.cli import main
 from duiti.config import Config
 from duiti.data.storage.store import ExampleStore
@@ -36,6 +37,7 @@ from duiti.searching.more_data import more_data, says, shares_of
 from duiti.searching.search import Search
 from duiti.training.log import Talk
 from duiti.training.optim import RatePlan
+from duiti.training.signals import Interrupted
 from duiti.training.step import StepPlan, train_steps
 from duiti.workshop import Job, Workshop, set_up
 
@@ -540,3 +542,46 @@ def test_nothing_is_looked_for_in_a_run_that_goes_on(
         main(["train", "--resume", "some-run", flag])
     assert ended.value.code == UsageError.exit_code
     assert f"{flag} has no effect with --resume" in capsys.readouterr().err
+
+
+# As part of a run
+
+
+def test_a_run_that_goes_on_has_the_rate_that_was_found_and_looks_for_none(
+    llama_dir: Path, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(
+        data=(str(files[0]),), val=str(files[1]), model=str(llama_dir), device="cpu",
+        dtype="float32", epochs=1, batch_size=8, lora={"rank": 4}, proof=False, anchor="none",
+        output=str(tmp_path / "run"),
+    )  # fmt: skip
+    real = train_steps
+
+    def stopped_at_three(*arguments: Any, **more: Any) -> Any:
+        for metrics, progress in real(*arguments, **more):
+            if metrics.step == 3:
+                signal.raise_signal(signal.SIGTERM)
+            yield metrics, progress
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "train_steps", stopped_at_three)
+        with pytest.raises(Interrupted):
+            sft.finetune(config, search=Search(find_lr=True), talk=QUIET)
+    found = json.loads((tmp_path / "run" / "find_lr.json").read_text(encoding="utf-8"))
+    written = (tmp_path / "run" / "find_lr.json").stat().st_mtime_ns
+    run = sft.go_on(tmp_path / "run", {}, talk=QUIET)
+    assert (tmp_path / "run" / "find_lr.json").stat().st_mtime_ns == written
+    assert run.config.learning_rate == found["chosen"]
+    assert "found by --find-lr" in run.reasons["learning_rate"]
+    direct = sft.finetune(
+        config.model_copy(
+            update={"learning_rate": found["chosen"], "output": str(tmp_path / "direct")}
+        ),
+        talk=QUIET,
+    )
+    for name in ("adapter_model.safetensors", "samples.jsonl", "evaluation.json"):
+        assert (run.path / name).read_bytes() == (direct.path / name).read_bytes(), name
+    timed = {"tokens_per_s", "peak_memory_bytes"}
+    one, two = ([{k: v for k, v in line.items() if k not in timed} for line in each.metrics]
+                for each in (run, direct))  # fmt: skip
+    assert one == two

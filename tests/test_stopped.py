@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from made import write_rows
@@ -16,6 +17,7 @@ from made import write_rows
 from duiti import sft
 from duiti.config import Config
 from duiti.errors import DuitiError, UsageError
+from duiti.eval.row_losses import ROW_LOSSES_FILE, read_row_losses
 from duiti.model.sft_model import SFTModel
 from duiti.run import Run
 from duiti.sft import finetune, go_on
@@ -332,3 +334,19 @@ def test_the_same_files_may_be_named_by_shorter_names(
     with pytest.raises(Interrupted):
         finetune(config, talk=Stopper())
     assert go_on("run", named, talk=QUIET).is_finished
+
+
+def test_losses_of_rows_stay_where_a_change_that_was_allowed_is_not_made(
+    whole: Run, cut: Cut
+) -> None:
+    expected = read_row_losses(whole.path / ROW_LOSSES_FILE)
+    run = go_on(cut(3), {}, allowed=("data", "seed"), talk=QUIET)
+    assert np.array_equal(read_row_losses(run.path / ROW_LOSSES_FILE), expected)
+
+
+def test_losses_of_rows_are_unknown_where_the_order_was_another(whole: Run, cut: Cut) -> None:
+    num_done = len(read_row_losses(whole.path / ROW_LOSSES_FILE)) // 2  # the first of two epochs
+    run = go_on(cut(3), {"seed": 9}, allowed=("seed",), talk=QUIET)
+    found = read_row_losses(run.path / ROW_LOSSES_FILE)
+    assert np.isnan(found[:num_done]).all()
+    assert not np.isnan(found[num_done:]).any()

@@ -19,6 +19,7 @@ from duiti.data.repeats.split import parse_share
 from duiti.data.replay import num_rehearsed
 from duiti.data.storage.store import ExampleStore
 from duiti.data.templates.template import NAMES
+from duiti.eval.anchor import MAX_TOKENS, NUM_TEXTS, TEXT_TOKENS
 from duiti.material import Material
 from duiti.model.load import choose_device
 from duiti.model.precision import choose_dtype
@@ -30,6 +31,12 @@ from duiti.types import Progress
 
 CPU_MICRO_BATCH_TOKENS = 2048
 CUDA_MICRO_BATCH_TOKENS = 16384
+MOST_LOOKS, FEWEST_LOOKS = 10, 2
+"""How often a run is measured, if nobody says."""
+LOOKING_SHARE = 0.1
+"""Of the arithmetic of training, to be spent on that."""
+FORWARD_SHARE = 1 / 3
+"""Of a token's arithmetic in training: what it takes to measure it."""
 
 
 def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
@@ -63,7 +70,7 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     if config.warmup_steps == "auto":
         choose("warmup_steps", min(100, max(1, round(0.03 * total))), f"3 % of {total} updates")
     if config.eval_every == "auto" and (material.val or config.anchor != "none"):
-        choose("eval_every", max(1, total // 10), "ten times over the run")
+        choose("eval_every", *_eval_every(config, material, total))
     return config.model_copy(update=values), reasons
 
 
@@ -100,6 +107,20 @@ def _micro_batch_tokens(material: Material, *, is_cuda: bool) -> tuple[int, str]
     if longest > usual:
         return longest, "the longest row"
     return usual, f"usual on {'a GPU' if is_cuda else 'a CPU'}"
+
+
+def _eval_every(config: Config, material: Material, total: int) -> tuple[int, str]:
+    """So rarely that it costs little beside training; a short run has at least two figures."""
+    trained = total * config.batch_size * float(material.train.lengths.mean())
+    measured = float(material.val.lengths.sum()) if material.val else 0.0
+    if config.anchor != "none":
+        measured += NUM_TEXTS * TEXT_TOKENS if config.anchor == "auto" else MAX_TOKENS
+    looks = int(LOOKING_SHARE * trained / (FORWARD_SHARE * measured))
+    if looks >= MOST_LOOKS:
+        return max(1, total // MOST_LOOKS), f"{MOST_LOOKS} times over the run"
+    looks = max(FEWEST_LOOKS, looks)
+    why = f"{looks} times over the run: each measures {measured:,.0f} tokens"
+    return max(1, total // looks), why
 
 
 def num_examples(config: Config, material: Material) -> int:

@@ -219,11 +219,12 @@ def _run_updates(
     config, plan, folder = shop.config, shop.plan, job.folder
     parameters = shop.trained.parameters
     trackers = start_trackers(config.track, folder, config, start_step=state.progress.step)
+    has_same_rows = job.stopped is None or job.stopped.has_rows_of(shop.identity, config)
     with (
         RunLog(folder, talk, total_steps=plan.total_steps, start=state.progress,
                budget_s=plan.rate.budget_s, trackers=trackers) as log,
         RowLosses(folder / ROW_LOSSES_FILE, cursor=state.progress.cursor,
-                  is_same=not {"data", "seed"} & set(job.allowed)) as row_losses,
+                  is_same=has_same_rows) as row_losses,
         Checkpoints(folder, config, job.reasons, shop.identity, parameters, shop.optimizer,
                     talk, start_step=state.progress.step) as checkpoints,
     ):  # fmt: skip

@@ -127,6 +127,14 @@ class Stopped:
         _refuse(self.run, refused)
         return tuple(str(each) for each in found)
 
+    def has_rows_of(self, now: Identity, config: Config) -> bool:
+        """Whether the rows are those that it was trained on so far, in the same order."""
+        return (
+            self.identity.data.sha256 == now.data.sha256
+            and self.identity.rehearsed == now.rehearsed
+            and self.config.seed == config.seed
+        )
+
 
 def locate(name: str | Path) -> Place:
     """The run of that path, or of that name under `runs/`; or of one of its checkpoints.

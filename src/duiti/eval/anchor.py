@@ -35,6 +35,8 @@ GENERATED = "generated"
 """Source of an anchor that the base wrote."""
 MAX_TOKENS = 8192
 """Taken of a file: all of them go through the model at every measurement."""
+NUM_TEXTS, TEXT_TOKENS = 16, 64
+"""That the base writes, and tokens of each at most."""
 MOST_BYTES = 512
 """Of a token, on average: so much is read of a file of plain text, and no more."""
 MOST_ROUNDS = 4
@@ -70,8 +72,8 @@ def make_anchor(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int,
-    num_texts: int = 16,
-    num_tokens: int = 64,
+    num_texts: int = NUM_TEXTS,
+    num_tokens: int = TEXT_TOKENS,
     compute_dtype: torch.dtype = torch.float32,
 ) -> Anchor:
     """Have the base write. Adapters are off meanwhile; a model without them has to be the base
