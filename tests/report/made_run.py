@@ -70,6 +70,14 @@ def sample(number: int, *, prompt: str = "", text: str | None = None) -> Json:
     }
 
 
+def answers(step: int, *, prompt: str = "", text: str = "") -> Json:
+    """The answers to two questions behind an update."""
+    asked = [prompt or f"Human: {question}\nAssistant:" for question in ("水?", "A river?")]
+    return {"step": step, "answers": [
+        {"prompt": each, "answer": text or f"at update {step} it says this"} for each in asked
+    ]}  # fmt: skip
+
+
 CONFIG = """\
 # written by duiti; `duiti train -c config.yaml -o NEW` repeats the run
 data:
@@ -198,6 +206,7 @@ def make_run(folder: Path, **changes: Json) -> Path:
         "config": CONFIG,
         "metrics": metrics(),
         "samples": [sample(number) for number in range(24)],
+        "answers": [answers(step) for step in range(60, 601, 60)],
         "evaluation": EVALUATION,
         "anchor": ANCHOR,
         "proof": PROOF,
@@ -221,7 +230,7 @@ def make_run(folder: Path, **changes: Json) -> Path:
             continue
         if name == "config":
             (folder / "config.yaml").write_text(value, encoding="utf-8")
-        elif name in ("metrics", "samples"):
+        elif name in ("metrics", "samples", "answers"):
             write_lines(folder / f"{name}.jsonl", value)
         else:
             write_json(folder / ("data/ledger.json" if name == "ledger" else f"{name}.json"), value)

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_run import CONFIG, EVALUATION, make_run, rows, sample, write_json
+from made_run import CONFIG, EVALUATION, answers, make_run, rows, sample, write_json
 
 from duiti.report.page import MAX_BYTES, write_report
+from duiti.report.watched import MAX_MOMENTS
 
 EVIL = (
     "</script></title></style><script>document.title='pwned'</script>"
@@ -71,6 +72,7 @@ def evil_run(folder: Path) -> Path:
     return make_run(
         folder,
         samples=[hostile, hostile],
+        answers=[answers(1, prompt=EVIL, text=EVIL), answers(2, prompt=EVIL, text=EVIL)],
         rows=table,
         evaluation={**EVALUATION, "base": scores, "tuned": scores, "change": {}},
         metrics=[{"step": 1, "loss": 1.0, f"val_{EVIL}": 0.5}],
@@ -142,6 +144,24 @@ def test_everything_that_was_measured_is_on_the_page(tmp_path: Path) -> None:
         assert part in text, part
 
 
+def test_answers_are_shown_as_they_changed(tmp_path: Path) -> None:
+    text = Found(_html(tmp_path)).texts["text"]
+    assert text.count("at update 600 it says this") == 2
+    assert text.count("A river?") == 1
+
+
+def test_of_many_measurements_the_first_and_the_last_are_shown(tmp_path: Path) -> None:
+    text = Found(_html(tmp_path, answers=[answers(n) for n in range(1, 101)])).texts["text"]
+    assert text.count("it says this") == 2 * MAX_MOMENTS
+    assert "at update 1 it" in text
+    assert "at update 100 it" in text
+
+
+def test_a_run_that_was_stopped_at_once_shows_what_there_is(tmp_path: Path) -> None:
+    text = Found(_html(tmp_path, answers=[answers(7, text="just this")])).texts["text"]
+    assert text.count("just this") == 2
+
+
 def test_a_report_of_nothing_is_a_report(tmp_path: Path) -> None:
     text = Found(write_report(tmp_path).read_text(encoding="utf-8")).texts["text"]
     assert "not measured" in text
@@ -176,6 +196,7 @@ def test_a_report_stays_small_whatever_is_in_the_folder(tmp_path: Path) -> None:
             tmp_path,
             metrics=steps,
             samples=[long] * 110,
+            answers=[answers(n, prompt="问" * 20_000, text="<i>" * 20_000) for n in range(1, 301)],
             rows=rows(1000),
             config=CONFIG + f"filter: {'x' * 100_000}\n",
             env={f"key{n}": "v" * 1000 for n in range(1000)},

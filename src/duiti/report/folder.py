@@ -1,6 +1,6 @@
 """What the files of a run's folder say, as types. No HTML, no torch.
 
-    Evaluation, Anchor, Strength, TellingRows, FoundRate, MoreData, Sample, Proof
+    Evaluation, Anchor, Strength, TellingRows, FoundRate, MoreData, Sample, Moment, Proof
 
 Each stands for the file that its docstring names. Numbers that were not finite are None there.
 Keys that are not known here are passed over, so that a file may say more.
@@ -150,6 +150,23 @@ class TokenLoss:
     text: str
     before: Number = None
     after: Number = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedAnswer:
+    """What the model made of one question."""
+
+    prompt: str
+    """As the model read it, template and all."""
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """A line of `answers.jsonl`: the answers to the same few questions behind one update."""
+
+    step: int
+    answers: tuple[WatchedAnswer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,13 @@ from duiti.report.curves import (
     strength_charts,
     training_charts,
 )
-from duiti.report.folder import Evaluation, SourceCounts
+from duiti.report.folder import SourceCounts
+from duiti.report.measures import measures_of
 from duiti.report.next_steps import next_steps, reproduce
 from duiti.report.read import ReportData, Setting, read_report
 from duiti.report.samples import ink, show_samples
-from duiti.report.verdict import Verdict, percent, verdict_of
+from duiti.report.verdict import Verdict, verdict_of
+from duiti.report.watched import show_watched
 from duiti.run import write_json
 
 REPORT_FILE = "report.html"
@@ -100,17 +101,6 @@ def render_report(data: ReportData, verdict: Verdict) -> str:
     raise ValueError("a report without lists is larger than a report may be")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """A line of the table of held-out numbers."""
-
-    name: str
-    before: str
-    after: str
-    change: str
-    interval: str
-
-
 def _render(data: ReportData, verdict: Verdict, scale: float) -> str:
     """The page, with lists of that share of their usual length."""
     style, script = style_of(_HERE), script_of(_HERE)
@@ -128,7 +118,7 @@ def _render(data: ReportData, verdict: Verdict, scale: float) -> str:
         questions=QUESTIONS,
         words=WORDS,
         facts=_facts(data),
-        measures=_measures(data.evaluation) if data.evaluation is not None else [],
+        measures=measures_of(data.evaluation) if data.evaluation is not None else [],
         charts=charts,
         dial=dial,
         searches=searches,
@@ -136,6 +126,7 @@ def _render(data: ReportData, verdict: Verdict, scale: float) -> str:
         table=table,
         samples=samples,
         num_samples=data.num_samples,
+        watched=show_watched(data.moments),
         rows=rows.rows[: int(MAX_ROWS * scale)] if rows is not None else [],
         counts=_counts(data),
         kinds=KINDS,
@@ -176,51 +167,6 @@ def _method(config: Any) -> str:
     if method == "lora" and isinstance(lora, dict):
         return f"lora, rank {lora.get('rank')}"
     return method
-
-
-def _measures(evaluation: Evaluation) -> list[Measure]:
-    """The numbers of the evaluation, base beside tuned."""
-    found = []
-    for name, after in evaluation.tuned.items():
-        before, change = evaluation.base.get(name), evaluation.change.get(name)
-        is_share = name not in ("loss", "perplexity", "length_ratio") and all(
-            value is None or 0 <= value <= 1 for value in (before, after)
-        )
-        low = change.low if change is not None else None
-        high = change.high if change is not None else None
-        mean = change.mean if change is not None else None
-        found.append(
-            Measure(
-                name=name
-                if name.startswith("regex:")
-                else name.rpartition(":")[2].replace("_", " "),
-                before=_value(before, is_share=is_share),
-                after=_value(after, is_share=is_share),
-                change=_signed(mean, is_share=is_share),
-                interval=""
-                if low is None or high is None
-                else f"{_signed(low, is_share=is_share)} … {_signed(high, is_share=is_share)}",
-            )
-        )
-    return found
-
-
-def _value(value: float | None, *, is_share: bool) -> str:
-    if value is None:
-        return "–"
-    if is_share:
-        return percent(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}"
-
-
-def _signed(value: float | None, *, is_share: bool) -> str:
-    """A change; of shares in points."""
-    if value is None:
-        return ""
-    text = f"{100 * value:+.1f}" if is_share else f"{value:+.3g}"
-    if value == 0:
-        return "0"
-    return text.replace("-", "\u2212")
 
 
 def _searches(data: ReportData) -> list[tuple[Chart, str]]:

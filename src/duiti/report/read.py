@@ -30,13 +30,21 @@ from duiti.report.folder import (
     Evaluation,
     FoundRate,
     LedgerFile,
+    Moment,
     MoreData,
     Proof,
     Sample,
     Strength,
     TellingRows,
 )
-from duiti.run import CONFIG_FILE, ENV_FILE, LEDGER_FILE, METRICS_FILE, SAMPLES_FILE
+from duiti.run import (
+    ANSWERS_FILE,
+    CONFIG_FILE,
+    ENV_FILE,
+    LEDGER_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+)
 from duiti.strict_yaml import parse_yaml
 
 MAX_SAMPLES = 100
@@ -81,6 +89,8 @@ class ReportData:
     samples: Sequence[Sample]
     num_samples: int
     """All that there are; `samples` are the first of them."""
+    moments: Sequence[Moment]
+    """The same questions, answered each time that the model was measured."""
     settings: Sequence[Setting]
     config: Mapping[str, Any]
     """The settings as values; empty where they cannot be read."""
@@ -103,12 +113,12 @@ def read_report(folder: str | Path) -> ReportData:
     files = _Files(folder)
     text = files.text(CONFIG_FILE) or ""
     config = files.config(text)
-    samples, num_samples = files.samples()
     return ReportData(
         folder=folder,
         curves=files.curves(),
-        samples=samples,
-        num_samples=num_samples,
+        samples=files.lines(SAMPLES_FILE, Sample, most=MAX_SAMPLES),
+        num_samples=(files.text(SAMPLES_FILE) or "").count("\n"),
+        moments=files.lines(ANSWERS_FILE, Moment),
         settings=read_settings(text, config),
         config=config,
         environment=Environment(values=files.read(ENV_FILE, dict[str, Any]) or {}),
@@ -186,15 +196,16 @@ class _Files:
             self.problems.append(error.what)
             return {}
 
-    def samples(self) -> tuple[list[Sample], int]:
-        adapter = TypeAdapter(Sample)
-        found: list[Sample] = []
-        for number, line in enumerate(islice(self._lines(SAMPLES_FILE), MAX_SAMPLES), start=1):
+    def lines(self, name: str, kind: type[T], *, most: int | None = None) -> list[T]:
+        """The first lines of a file, each as its type; those that are of no such type are named."""
+        adapter = TypeAdapter(kind)
+        found: list[T] = []
+        for number, line in enumerate(islice(self._lines(name), most), start=1):
             try:
                 found.append(adapter.validate_python(line))
             except ValidationError as error:
-                self._tell(f"{SAMPLES_FILE}, line {number}", error)
-        return found, (self.text(SAMPLES_FILE) or "").count("\n")
+                self._tell(f"{name}, line {number}", error)
+        return found
 
     def curves(self) -> dict[str, Curve]:
         steps: dict[str, list[int]] = {}
