@@ -350,3 +350,13 @@ def test_losses_of_rows_are_unknown_where_the_order_was_another(whole: Run, cut:
     found = read_row_losses(run.path / ROW_LOSSES_FILE)
     assert np.isnan(found[:num_done]).all()
     assert not np.isnan(found[num_done:]).any()
+
+
+def test_older_checkpoints_are_removed_where_none_is_left_to_be_made(whole: Run, cut: Cut) -> None:
+    """As when a process is killed between its last checkpoint and their removal."""
+    best = min((line for line in whole.metrics if "val_loss" in line), key=lambda m: m["val_loss"])
+    folder = cut(6)
+    run = go_on(folder, {"keep": 1}, talk=QUIET)
+    assert left(run) == left(whole)
+    kept = {path.name for path in (folder / CHECKPOINTS).iterdir()}
+    assert kept == {"step-000006", f"step-{best['step']:06}"}

@@ -27,7 +27,7 @@ from duiti.identity import Identity
 from duiti.quantities import SaveEvery
 from duiti.run import Run
 from duiti.training.available import available_memory, resident_bytes
-from duiti.training.keeper import CHECKPOINTS, examine, save
+from duiti.training.keeper import CHECKPOINTS, examine, prune_surplus, save
 from duiti.training.log import Talk, clock
 from duiti.training.saver import Saver
 from duiti.training.state import (
@@ -98,6 +98,13 @@ class Checkpoints:
     ) -> None:
         self._saver.__exit__(kind, error, trace)
 
+    def tidy(self, state: RunState) -> None:
+        """Remove what a process that was killed had no time to remove."""
+        try:
+            prune_surplus(self._folder, keep=self._config.keep, protected=_needed(state))
+        except DuitiError as error:
+            self._talk.say("save", str(error))
+
     def offer(self, state: RunState) -> None:
         """Make a checkpoint if it is time for one, or if this is the best model so far.
 
@@ -165,7 +172,7 @@ class Checkpoints:
                 write,
                 self._facts,
                 keep=self._config.keep,
-                protected=() if state.best is None else {state.best.step},
+                protected=_needed(state),
                 num_bytes=checkpoint_bytes(self._trained),
                 say=partial(self._talk.say, "save"),
             )
@@ -182,6 +189,11 @@ class Checkpoints:
         room = available_memory(torch.device("cpu"))
         free_bytes = 0 if room is None else room.num_bytes - resident_bytes()
         return ROOM * snapshot_bytes(self._trained) <= free_bytes
+
+
+def _needed(state: RunState) -> set[int]:
+    """Steps that stay however many newer ones there are."""
+    return {state.progress.step} if state.best is None else {state.progress.step, state.best.step}
 
 
 def _write(state: RunState, tensors: Snapshot, folder: Path) -> None:

@@ -228,6 +228,8 @@ def _run_updates(
         Checkpoints(folder, config, job.reasons, shop.identity, parameters, shop.optimizer,
                     talk, start_step=state.progress.step) as checkpoints,
     ):  # fmt: skip
+        if job.stopped is not None:
+            checkpoints.tidy(state)
         steps = train_steps(
             shop.sft, shop.optimizer, shop.examples, plan, start=state.progress, hold=shop.hold
         )

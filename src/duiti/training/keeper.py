@@ -155,6 +155,15 @@ def prune(folder: Path, *, keep: int, protected: Collection[int] = ()) -> list[P
     return removed
 
 
+def prune_surplus(folder: Path, *, keep: int, protected: Collection[int] = ()) -> list[Path]:
+    """The same for a run that goes on: its process may have been killed between a checkpoint and
+    the removal of older ones, and it may have none left to make. Nothing is read where there are
+    no more than `keep`."""
+    if len(_listed(folder)[0]) <= keep:
+        return []
+    return prune(folder, keep=keep, protected=protected)
+
+
 def set_aside(folder: Path, *, after: int) -> list[Path]:
     """Rename the checkpoints of later steps, for a run that goes on from this one: they belong to a
     future that was given up, and would be resumed from as the newest. Returns their new names.
