@@ -31,6 +31,7 @@ from duiti.model.sft_model import SFTModel
 from duiti.run import write_json
 from duiti.training.no_trace import (
     adapters_moved,
+    drop_gradients,
     embeddings_rounded,
     layers_checkpointed,
     without_trace,
@@ -166,7 +167,8 @@ def check_layouts(
         yield _dense_loss(sft, collate([row], device))
 
     try:
-        with without_trace(sft, parameters, device), adapters_moved(sft, seed):
+        with without_trace(sft, parameters), adapters_moved(sft, seed):
+            sft.eval()
             proof = Proof(
                 num_rows=len(rows),
                 num_parts=len(parts),
@@ -236,8 +238,7 @@ def _apart(
 
 
 def _accumulate(losses: Losses, parameters: list[nn.Parameter]) -> float:
-    for parameter in parameters:
-        parameter.grad = None
+    drop_gradients(parameters)
     total = 0.0
     for loss in losses():
         loss.backward()

@@ -85,7 +85,8 @@ class Watch:
         self._base_hidden: list[Tensor] = []
         self._base_words: list[BaseWords] = []
         self._nll_base = torch.zeros((), dtype=torch.float64)
-        with without_trace(sft, [], self._device), torch.no_grad(), adapters_off(sft):
+        with without_trace(sft, []), torch.no_grad(), adapters_off(sft):
+            sft.eval()
             head = _head(sft)
             for batch in self._batches:
                 hidden = self._hidden(batch)
@@ -102,7 +103,8 @@ class Watch:
     def measure(self) -> Drift:
         """The model as it is now against its base."""
         kl = nll_base = nll_tuned = 0.0
-        with without_trace(self._sft, [], self._device), torch.no_grad():
+        with without_trace(self._sft, []), torch.no_grad():
+            self._sft.eval()
             head = _head(self._sft)
             for place, batch in enumerate(self._batches):
                 hidden = self._hidden(batch)

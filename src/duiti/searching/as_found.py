@@ -12,19 +12,17 @@ gradients are gone; buffers, modes and random streams are put back at the end.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from duiti.errors import DuitiError
 from duiti.model.sft_model import SFTModel
 from duiti.training.available import available_memory, resident_bytes
+from duiti.training.no_trace import drop_gradients, kept_buffers, without_trace
 from duiti.training.out_of_memory import is_out_of_memory
-from duiti.training.random_state import RandomState
 
 
 @contextmanager
@@ -42,34 +40,27 @@ def as_found(
     """
     moments = [optimizer.state[parameter] for parameter in parameters]
     assert not any(own["step"].item() for own in moments)  # else zero would not be its beginning
-    modes = {module: module.training for module in sft.modules()}
-    streams = RandomState.now(parameters[0].device)
-    others = random.getstate(), np.random.get_state()
-    buffers = _buffers(sft)
+    put_back = kept_buffers(sft)
     start = _copied(parameters)
     rates = [group["lr"] for group in optimizer.param_groups]
 
     def begin_again() -> None:
+        drop_gradients(parameters)
         with torch.no_grad():
             for parameter, before in zip(parameters, start, strict=True):
                 parameter.copy_(before)
-                parameter.grad = None
             for own in moments:
                 for tensor in own.values():
                     tensor.zero_()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        _put_back(sft, buffers)
+        put_back()
 
-    try:
-        yield begin_again
-    finally:
-        begin_again()
-        for module, was_training in modes.items():
-            module.training = was_training
-        streams.restore()
-        random.setstate(others[0])
-        np.random.set_state(others[1])
+    with without_trace(sft, parameters):
+        try:
+            yield begin_again
+        finally:
+            begin_again()
 
 
 def _copied(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -92,24 +83,3 @@ def _no_room(num_bytes: int) -> DuitiError:
         why=f"a copy of what is trained takes {num_bytes / 1e9:.1f} GB of the host's memory",
         fix="leave --find-lr and --more-data out; or train less: --method lora",
     )
-
-
-_Buffers = dict[str, tuple[Tensor, Tensor]]
-"""By name: the buffer, and what it held."""
-
-
-def _buffers(sft: SFTModel) -> _Buffers:
-    # Weights in four bits are buffers, too, and large: whole numbers, which nothing writes.
-    return {
-        name: (buffer, buffer.clone())
-        for name, buffer in sft.named_buffers()
-        if buffer.is_floating_point()
-    }
-
-
-def _put_back(sft: SFTModel, buffers: _Buffers) -> None:
-    for name, (buffer, before) in buffers.items():
-        buffer.copy_(before)
-        # Some models put a new tensor in the place of a buffer: the old one goes back there.
-        owner, _, own = name.rpartition(".")
-        sft.get_submodule(owner)._buffers[own] = buffer

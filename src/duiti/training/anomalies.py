@@ -19,6 +19,7 @@ from torch import nn
 
 from duiti.data.batch import collate
 from duiti.model.sft_model import SFTModel
+from duiti.training.no_trace import drop_gradients
 from duiti.training.out_of_memory import is_out_of_memory
 from duiti.types import Example
 
@@ -97,7 +98,7 @@ def bad_rows(
             raise
         return []  # it stays with the rows of the whole update
     finally:
-        _drop_gradients(parameters)
+        drop_gradients(parameters)
 
 
 def _loss_is_finite(
@@ -115,13 +116,8 @@ def _gradient_is_finite(
     reseed: Callable[[], None],
 ) -> bool:
     reseed()
-    _drop_gradients(parameters)
+    drop_gradients(parameters)
     loss, _ = sft(collate([row], device))
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return math.isfinite(norm.item())
-
-
-def _drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None

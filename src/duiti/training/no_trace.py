@@ -1,6 +1,6 @@
 """A model changed for a measurement, and afterwards what it was, bit for bit.
 
-with without_trace(sft, parameters, device), adapters_moved(sft, seed=0):
+with without_trace(sft, parameters), adapters_moved(sft, seed=0):
     loss.backward()                                # gradients, dropout, random numbers
 with embeddings_rounded(sft, 2**-24, seed=0): ...  # as if the input had been rounded otherwise
 with layers_checkpointed(sft): ...                 # as in training, where dropout must be off
@@ -9,9 +9,11 @@ with layers_checkpointed(sft): ...                 # as in training, where dropo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -22,22 +24,52 @@ from duiti.training.random_state import RandomState
 
 
 @contextmanager
-def without_trace(
-    sft: SFTModel, parameters: list[nn.Parameter], device: torch.device
-) -> Iterator[None]:
-    """In evaluation mode; afterwards gradients are dropped, and every module's mode and the random
-    streams are what they were."""
-    random = RandomState.now(device)
+def without_trace(sft: SFTModel, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Afterwards gradients are dropped, and every module's mode, the buffers and all random streams
+    are what they were.
+
+    Args:
+        parameters: what is trained.
+    """
+    streams = RandomState.now(next(sft.parameters()).device)
+    others = random.getstate(), np.random.get_state()
     modes = {module: module.training for module in sft.modules()}
-    sft.eval()
+    put_back = kept_buffers(sft)
     try:
         yield
     finally:
         for module, was_training in modes.items():
             module.training = was_training
-        for parameter in parameters:
-            parameter.grad = None
-        random.restore()
+        drop_gradients(parameters)
+        put_back()
+        streams.restore()
+        random.setstate(others[0])
+        np.random.set_state(others[1])
+
+
+def drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Their memory, too."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def kept_buffers(sft: SFTModel) -> Callable[[], None]:
+    """What puts the buffers back to what they hold now."""
+    # Weights in four bits are buffers, too, and large: whole numbers, which nothing writes.
+    kept = {
+        name: (buffer, buffer.clone())
+        for name, buffer in sft.named_buffers()
+        if buffer.is_floating_point()
+    }
+
+    def put_back() -> None:
+        for name, (buffer, before) in kept.items():
+            buffer.copy_(before)
+            # Some models put a new tensor in the place of a buffer: the old one goes back there.
+            owner, _, own = name.rpartition(".")
+            sft.get_submodule(owner)._buffers[own] = buffer
+
+    return put_back
 
 
 @contextmanager

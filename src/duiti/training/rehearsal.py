@@ -10,12 +10,9 @@ never written.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import nn
 
 from duiti.data.batch import collate
@@ -24,8 +21,8 @@ from duiti.errors import DuitiError
 from duiti.model.checkpointing import can_checkpoint, checkpoint_activations, is_checkpointed
 from duiti.model.sft_model import SFTModel
 from duiti.training.heaviest import HeavyPart, heaviest
+from duiti.training.no_trace import drop_gradients, without_trace
 from duiti.training.out_of_memory import is_out_of_memory, release_memory, smaller_budget
-from duiti.training.random_state import RandomState
 from duiti.training.step import StepPlan, peak_memory_bytes
 
 
@@ -58,7 +55,8 @@ def rehearse(
     """
     device = parameters[0].device
     changes: dict[str, int | bool] = {}
-    with _without_a_trace(sft, parameters):
+    with without_trace(sft, parameters):
+        sft.train()
         while True:
             parts = heaviest(examples.lengths, examples.num_supervised, plan)
             try:
@@ -69,7 +67,7 @@ def rehearse(
                     raise
                 reason = str(error).partition("\n")[0]
             # Here the error is gone, and with it the last reference to what was computed.
-            _drop_gradients(parameters)
+            drop_gradients(parameters)
             release_memory(device)
             lengths = [int(examples.lengths[i]) for i in parts[0].rows]
             smaller = smaller_budget(plan.micro_batch_tokens, lengths)
@@ -92,41 +90,9 @@ def _run(
 ) -> None:
     for part in parts:
         if part.is_first:
-            _drop_gradients(parameters)
+            drop_gradients(parameters)
         loss, _ = sft(collate([examples[i] for i in part.rows], parameters[0].device))
         loss.backward()
-
-
-@contextmanager
-def _without_a_trace(sft: SFTModel, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    was_training = sft.training
-    streams = RandomState.now(parameters[0].device)
-    others = random.getstate(), np.random.get_state()
-    # Weights in four bits are buffers, too, and large: whole numbers, which nothing writes.
-    buffers = {
-        name: (buffer, buffer.clone())
-        for name, buffer in sft.named_buffers()
-        if buffer.is_floating_point()
-    }
-    sft.train()
-    try:
-        yield
-    finally:
-        _drop_gradients(parameters)
-        for name, (buffer, before) in buffers.items():
-            buffer.copy_(before)
-            # Some models put a new tensor in the place of a buffer: the old one goes back there.
-            owner, _, own = name.rpartition(".")
-            sft.get_submodule(owner)._buffers[own] = buffer
-        streams.restore()
-        random.setstate(others[0])
-        np.random.set_state(others[1])
-        sft.train(was_training)
-
-
-def _drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def _does_not_fit(longest: int, reason: str) -> DuitiError:
