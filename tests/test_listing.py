@@ -112,15 +112,6 @@ def test_damaged_metrics_are_left_out_and_counted(
     assert ("1 damaged line" in capsys.readouterr().out) is not is_line
 
 
-def test_a_file_that_is_no_object_is_an_error_that_names_it() -> None:
-    run = made("a", LINES)
-    (run.path / "evaluation.json").write_text("[1, 2")
-    with pytest.raises(UsageError, match=r"evaluation\.json is no JSON object"):
-        show(run)
-    (run.path / "verdict.json").write_text("7")
-    assert list_as_dicts()[0]["status"].startswith("unreadable")
-
-
 def test_nothing_in_a_file_drives_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     run = made("a", [*LINES, {"step": 4, "val_\x1b[2J[red]x": 1.0}])
     write_json(run.path / "verdict.json", {"sentence": "\x1b]0;title\x07[bold]learned"})
@@ -129,3 +120,19 @@ def test_nothing_in_a_file_drives_the_terminal(capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "[bold]learned" in out
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000])
+def test_a_damaged_file_beside_them_is_named_and_the_rest_is_shown(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = made("a", LINES), made("b", LINES)
+    for name in ("verdict.json", "evaluation.json"):
+        (run.path / name).write_text(text, encoding="utf-8")
+    assert [found["status"] for found in list_as_dicts()] == ["unfinished"] * 2
+    found = show(run)
+    assert found["damaged_files"] == ["verdict.json", "evaluation.json"]
+    assert found["figures"]["loss"]["end"] == 2.5
+    assert compare(run, other)["verdicts"] == [None, None]
+    runs("a")
+    assert "damaged, and left out: verdict.json, evaluation.json" in capsys.readouterr().out

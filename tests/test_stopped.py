@@ -360,3 +360,11 @@ def test_older_checkpoints_are_removed_where_none_is_left_to_be_made(whole: Run,
     assert left(run) == left(whole)
     kept = {path.name for path in (folder / CHECKPOINTS).iterdir()}
     assert kept == {"step-000006", f"step-{best['step']:06}"}
+
+
+def test_what_a_killed_process_left_half_written_is_removed(whole: Run, cut: Cut) -> None:
+    folder = cut(3)
+    left_over = folder / "data" / "row_keys.u64.tmp-999999"
+    left_over.write_bytes(b"half")
+    assert left(go_on(folder, {}, talk=QUIET)) == left(whole)
+    assert not left_over.exists()

@@ -190,7 +190,8 @@ class Config(_Section):
     """Keep only the inputs of layers for the backward pass and run them again there: less memory,
     about a third more time, the same result. `auto`: only if it does not fit otherwise."""
     eval_every: Auto | Annotated[int, Field(ge=1)] = "auto"
-    """Updates between two measurements, on `val` and on the anchor. `auto`: ten over the run."""
+    """Updates between two measurements, on `val` and on the anchor. `auto`: ten over the run, or
+    fewer where they would cost more than about a tenth of its arithmetic."""
     metrics: Annotated[tuple[str, ...], Parameter(n_tokens=1)] = ()
     """Scores of generated answers on `val`, each time it is measured: `exact_match,token_f1`; the
     names are those of `duiti eval --metric`."""

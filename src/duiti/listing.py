@@ -11,12 +11,19 @@ from statistics import median
 from typing import Any
 
 from duiti.config import own_settings
-from duiti.errors import DuitiError
+from duiti.errors import DuitiError, UsageError
 from duiti.findings import end_and_best, flat, number_of, object_of, own_choices, text_of
-from duiti.run import Run, list_runs
+from duiti.run import (
+    ANCHOR_FILE,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    VERDICT_FILE,
+    Run,
+    list_runs,
+)
 
-VERDICT_FILE, EVALUATION_FILE, ANCHOR_FILE = "verdict.json", "evaluation.json", "anchor.json"
-REPORT_FILE = "report.html"
+REPORT_FILE, PROOF_FILE = "report.html", "proof.json"
 _PLACES = frozenset({"output"})
 """Settings that differ between any two runs."""
 
@@ -29,9 +36,8 @@ def list_as_dicts() -> list[dict[str, Any]]:
 def _in_brief(run: Run) -> dict[str, Any]:
     try:
         config, figures = run.config, end_and_best(run.metrics)
-        verdict = run.read_json(VERDICT_FILE)
-    except (DuitiError, OSError) as error:
-        return {"path": str(run.path), "status": f"unreadable: {type(error).__name__}"}
+    except (DuitiError, OSError):
+        return {"path": str(run.path), "status": f"unreadable: {CONFIG_FILE} or {METRICS_FILE}"}
     loss, val = figures.get("loss"), figures.get("val_loss")
     return {
         "path": str(run.path),
@@ -42,8 +48,31 @@ def _in_brief(run: Run) -> dict[str, Any]:
         "loss": loss and loss.end,
         "val_loss": val and val.end,
         "best_val_loss": val and val.best,
-        "verdict": text_of(verdict.get("sentence")) or None,
+        "verdict": _verdict(run),
     }
+
+
+def _verdict(run: Run) -> str | None:
+    """Its sentence; None where there is none, or the file is damaged."""
+    return text_of(_object(run, VERDICT_FILE).get("sentence")) or None
+
+
+def _object(run: Run, name: str) -> dict[str, Any]:
+    """What a file holds; empty where it is damaged, as `_damaged` tells."""
+    try:
+        return run.read_json(name)
+    except UsageError:
+        return {}
+
+
+def _damaged(run: Run) -> list[str]:
+    found = []
+    for name in (VERDICT_FILE, EVALUATION_FILE, ANCHOR_FILE, PROOF_FILE):
+        try:
+            run.read_json(name)
+        except UsageError:
+            found.append(name)
+    return found
 
 
 def show(run: Run) -> dict[str, Any]:
@@ -55,20 +84,21 @@ def show(run: Run) -> dict[str, Any]:
     config = run.config
     records, num_damaged = run.read_metrics()
     report = run.path / REPORT_FILE
-    proof = run.read_json("proof.json")
+    proof = _object(run, PROOF_FILE)
     return {
         "path": str(run.path),
         "status": _status(run),
-        "verdict": text_of(run.read_json(VERDICT_FILE).get("sentence")) or None,
+        "verdict": _verdict(run),
         "settings": {
             c.key: {"value": c.value, "reason": c.reason} for c in own_choices(run, config)
         },
         "figures": {key: asdict(figure) for key, figure in end_and_best(records).items()},
         "effort": effort(records),
-        "evaluation": run.read_json(EVALUATION_FILE),
-        "anchor": run.read_json(ANCHOR_FILE),
+        "evaluation": _object(run, EVALUATION_FILE),
+        "anchor": _object(run, ANCHOR_FILE),
         "proof": {key: proof[key] for key in ("passed", "problems") if key in proof},
         "damaged_metrics_lines": num_damaged,
+        "damaged_files": _damaged(run),
         "files": sorted(path.name + "/" * path.is_dir() for path in run.path.iterdir()),
         "report": str(report) if report.is_file() else None,
     }
@@ -92,7 +122,7 @@ def compare(first: Run, second: Run) -> dict[str, Any]:
     return {
         "paths": [str(run.path) for run in runs],
         "status": [_status(run) for run in runs],
-        "verdicts": [text_of(run.read_json(VERDICT_FILE).get("sentence")) or None for run in runs],
+        "verdicts": [_verdict(run) for run in runs],
         "settings": differ,
         "numbers": {key: [side.get(key) for side in numbers] for key in keys},
     }
@@ -122,7 +152,7 @@ def _numbers(run: Run) -> dict[str, float]:
         if key != "loss":
             found[f"{key} at best"] = figure.best
             found[f"{key} best at step"] = figure.best_step
-    evaluation, anchor = run.read_json(EVALUATION_FILE), run.read_json(ANCHOR_FILE)
+    evaluation, anchor = _object(run, EVALUATION_FILE), _object(run, ANCHOR_FILE)
     found |= _finite("held out: ", object_of(evaluation.get("tuned")))
     found |= _finite("held out, base: ", object_of(evaluation.get("base")))
     found |= _finite("anchor: ", {k: v for k, v in anchor.items() if k.startswith(("kl", "nll"))})

@@ -39,39 +39,56 @@ FORWARD_SHARE = 1 / 3
 """Of a token's arithmetic in training: what it takes to measure it."""
 
 
+Chosen = dict[str, tuple[object, str]]
+"""Values and the reasons for them, by key."""
+
+
 def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     """Replace every `auto` by a value; say why, by key."""
-    reasons: dict[str, str] = {}
-    values: dict[str, object] = {
+    found = {
+        **_for_the_machine(config, material),
+        **_for_the_rows(config, material),
+        **_for_the_run(config, material),
+    }
+    open_ = {key: chosen for key, chosen in found.items() if getattr(config, key) == "auto"}
+    values = {
         "model": material.source.lasting_name,
         **lasting_paths(config),
-        "date": material.options.date,
+        **{key: value for key, (value, _) in open_.items()},
     }
+    return config.model_copy(update=values), {key: reason for key, (_, reason) in open_.items()}
 
-    def choose(key: str, value: object, reason: str) -> None:
-        values[key], reasons[key] = value, reason
 
+def _for_the_machine(config: Config, material: Material) -> Chosen:
     device = choose_device(config.device)
     is_cuda = device.startswith("cuda")
-    if config.device == "auto":
-        choose("device", device, "the GPU" if is_cuda else "no CUDA device here")
-    if config.dtype == "auto":
-        dtype, why = choose_dtype(device=device, hidden_size=material.width)
-        choose("dtype", dtype, why)
-    if config.template == "auto":
-        choose("template", material.template.name, _why_template(material))
-    if config.max_length == "auto":
-        choose("max_length", material.data.max_length, "what the model's positions allow")
-    if config.learning_rate == "auto":
-        choose("learning_rate", *default_learning_rate(config.method, material.width))
-    if config.micro_batch_tokens == "auto":
-        choose("micro_batch_tokens", *_micro_batch_tokens(material, is_cuda=is_cuda))
+    found: Chosen = {
+        "device": (device, "the GPU" if is_cuda else "no CUDA device here"),
+        "micro_batch_tokens": _micro_batch_tokens(material, is_cuda=is_cuda),
+    }
+    if config.dtype == "auto":  # it may take a measurement
+        found["dtype"] = choose_dtype(device=device, hidden_size=material.width)
+    return found
+
+
+def _for_the_rows(config: Config, material: Material) -> Chosen:
+    return {
+        "template": (material.template.name, _why_template(material)),
+        "max_length": (material.data.max_length, "what the model's positions allow"),
+        "date": (material.options.date, "the day of the run"),
+    }
+
+
+def _for_the_run(config: Config, material: Material) -> Chosen:
     total = total_steps(config, num_examples(config, material))
-    if config.warmup_steps == "auto":
-        choose("warmup_steps", min(100, max(1, round(0.03 * total))), f"3 % of {total} updates")
-    if config.eval_every == "auto" and (material.val or config.anchor != "none"):
-        choose("eval_every", *_eval_every(config, material, total))
-    return config.model_copy(update=values), reasons
+    warmup_steps = min(100, max(1, round(0.03 * total)))
+    found: Chosen = {
+        "learning_rate": default_learning_rate(config.method, material.width),
+        "warmup_steps": (warmup_steps, f"3 % of {total} updates"),
+    }
+    if material.val or config.anchor != "none":
+        found["eval_every"] = _eval_every(config, material, total)
+    return found
 
 
 def lasting_paths(config: Config) -> dict[str, object]:

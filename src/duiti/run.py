@@ -114,10 +114,11 @@ class Run:
         """Whether the trained weights are there, and the manifest that is written after them.
 
         What lies in the files is looked at when they are opened (`duiti.model.artefact`)."""
-        return (self.path / MANIFEST_FILE).is_file() and self._has_weights
+        return (self.path / MANIFEST_FILE).is_file() and self.has_weights
 
     @property
-    def _has_weights(self) -> bool:
+    def has_weights(self) -> bool:
+        """Whether there is a trained model, proven or not; a stopped run has checkpoints only."""
         return any((self.path / name).is_file() for name in _WEIGHTS)
 
     def require_finished(self) -> None:
@@ -127,9 +128,7 @@ class Run:
             UsageError: there are no trained weights, or they are not all there.
         """
         if not self.is_finished:
-            found = (
-                f"weights, and no {MANIFEST_FILE}" if self._has_weights else "no trained weights"
-            )
+            found = f"weights, and no {MANIFEST_FILE}" if self.has_weights else "no trained weights"
             raise UsageError(
                 f"the run {self.path} holds {found}: it did not finish",
                 fix=f"duiti train --resume {shlex.quote(str(self.path))}",

@@ -119,7 +119,7 @@ def go_on(
         if place.run.is_finished:
             talk.say("finished", f"{folder}: there is nothing left to do")
             return place.run
-        for place_of_leftovers in (folder, folder / CHECKPOINTS):
+        for place_of_leftovers in (folder, folder / "data", folder / CHECKPOINTS):
             remove_leftovers(place_of_leftovers)
         stopped = find_stopped(place)
         config, changed = stopped.settings(given, allowed=allowed)

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from made_run import CONFIG, EVALUATION, answers, make_run, rows, sample, write_json
 
+from duiti.report.next_steps import next_steps
 from duiti.report.page import MAX_BYTES, write_report
+from duiti.report.read import read_report
+from duiti.report.verdict import verdict_of
 from duiti.report.watched import MAX_MOMENTS
 
 EVIL = (
@@ -252,3 +255,40 @@ def test_next_steps_follow_from_the_verdict(tmp_path: Path) -> None:
     write_json(tmp_path / "c" / "rows.json", {"rows": [], "counts": {"learned": 5}})
     again = write_report(tmp_path / "c").read_text(encoding="utf-8")
     assert "--clean" not in again
+
+
+def _commands(folder: Path, **changes: object) -> list[str]:
+    data = read_report(make_run(folder, **changes))
+    return [step.command for step in next_steps(data, verdict_of(data))]
+
+
+def test_what_was_not_trained_is_not_to_be_used(tmp_path: Path) -> None:
+    failed = _commands(tmp_path / "a", proof={"passed": False, "problems": ["it changes nothing"]})
+    assert not [command for command in failed if " chat " in command or " export " in command]
+    (make_run(tmp_path / "b") / "adapter_model.safetensors").unlink()
+    data = read_report(tmp_path / "b")
+    assert [step.command for step in next_steps(data, verdict_of(data))] == [
+        f"duiti train --resume {tmp_path / 'b'}"
+    ]
+
+
+def test_a_run_that_ended_too_early_is_to_be_longer(tmp_path: Path) -> None:
+    losses = [(10, 3.0), (20, 2.0), (30, 1.5)]
+    falling = [{"step": step, "loss": 1.0, "val_loss": loss} for step, loss in losses]
+    assert any("--epochs 4" in each for each in _commands(tmp_path / "a", metrics=falling))
+    done = [{**line, "val_loss": 1.5 + 1 / line["step"] ** 3} for line in falling]
+    assert not any("--epochs" in each for each in _commands(tmp_path / "b", metrics=done))
+
+
+def test_commands_are_those_that_duiti_takes(tmp_path: Path) -> None:
+    """Settings of the run stand in its file; a rate that is found must be left open there."""
+    unsure = {**EVALUATION, "change": {}, "base": EVALUATION["tuned"]}
+    table = {**rows(), "rows": [{"origin": "rivers.jsonl:7", "kind": "contradictory"}]}
+    config = CONFIG.replace("- /data/rivers.jsonl", "- /data/rivers.jsonl@0.5")
+    config += "map: {q: prompt}\n"
+    commands = _commands(tmp_path, evaluation=unsure, rows=table, config=config, find_lr=None)
+    assert any("--learning-rate auto --find-lr" in command for command in commands)
+    (clean,) = (command for command in commands if "--clean" in command)
+    assert clean == (
+        f"duiti eval {tmp_path} /data/rivers.jsonl --rows --map q=prompt --clean cleaned.jsonl"
+    )

@@ -524,3 +524,26 @@ def test_a_run_whose_folder_is_gone_is_not_made_anew_for_a_checkpoint(folder: Pa
     with pytest.raises(DuitiError, match="run is gone"):
         save(folder, 300, write(300), {}, keep=2)
     assert not folder.parent.exists()
+
+
+def test_a_checkpoint_is_made_even_if_all_are_removed_meanwhile(folder: Path) -> None:
+    times = []
+
+    def removed(into: Path) -> None:
+        write(300)(into)
+        times.append(into)
+        if len(times) == 1:
+            shutil.rmtree(folder)
+
+    save(folder, 300, removed, {"run": "a"}, keep=2)
+    assert len(times) == 2
+    assert names(folder) == ["step-000300"]
+    assert is_intact(folder / "step-000300", 300)
+
+
+def test_somebody_who_removes_it_again_and_again_is_told(folder: Path) -> None:
+    def removed(into: Path) -> None:
+        shutil.rmtree(folder)
+
+    with pytest.raises(DuitiError, match="its folder does not exist"):
+        save(folder, 300, removed, {"run": "a"}, keep=2)

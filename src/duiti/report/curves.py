@@ -62,8 +62,9 @@ def strength_charts(strength: Strength) -> list[Chart]:
     for title, note, style, points in kinds:
         known = [(x, y) for x, y in sorted(points) if y is not None]
         if len(known) > 1:
+            told = _at(known, strength.recommended or 1.0)
             line = Line(name=style, label=title.lower(), x=[x for x, _ in known],
-                        y=[y for _, y in known], told=_at(known, strength.recommended))  # fmt: skip
+                        y=[y for _, y in known], told=told)  # fmt: skip
             found.append(
                 draw([line], title=title, note=note, x_label="strength", mark=strength.recommended,
                      mark_label="recommended", from_zero=style == "drift")

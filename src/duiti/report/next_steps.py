@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
+from duiti.data.reading.sources import parse_source
 from duiti.report.read import ReportData
 from duiti.report.verdict import Verdict
 from duiti.run import CONFIG_FILE
 
 MAX_STEPS = 6
-MAX_SOURCES = 5
-"""Files that a command names."""
+FALLING = 0.05
+"""Share by which held-out loss falls between two measurements where training was too short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +30,14 @@ class NextStep:
 
 def next_steps(data: ReportData, verdict: Verdict) -> list[NextStep]:
     """The most useful first."""
-    found = [
-        *_mend(data, verdict),
-        *_measure(data, verdict),
-        *_improve(data, verdict),
-        NextStep(why="Ask it something", command=_command("chat", str(data.folder))),
-        _export(data, verdict),
-    ]
+    if not data.has_weights:
+        return [NextStep(why="Go on where it was stopped",
+                         command=_command("train", "--resume", str(data.folder)))]  # fmt: skip
+    found = [*_mend(data, verdict), *_measure(data, verdict), *_improve(data)]
+    if verdict.lights["same"].colour != "red":
+        found.append(NextStep(why="Ask it something", command=_command("chat", str(data.folder))))
+        if verdict.lights["learned"].colour != "red":
+            found.append(_export(data))
     unique = {step.command: step for step in reversed(found)}
     return [step for step in found if unique.get(step.command) is step][:MAX_STEPS]
 
@@ -57,7 +60,7 @@ def _mend(data: ReportData, verdict: Verdict) -> list[NextStep]:
                               " and the libraries are", command="duiti doctor"))  # fmt: skip
     if lights["stops"].colour in ("amber", "red"):
         found.append(NextStep(why="See whether each answer's stop token is trained",
-                              command=_command("check", *_sources(data))))  # fmt: skip
+                              command=_command("check", "-c", _config(data))))  # fmt: skip
     if lights["forgot"].colour in ("amber", "red"):
         why = "Hold it near the base: rehearsal rows, and a bound on the drift"
         found.append(NextStep(why=why, command=_again(data, "--replay 5% --max-drift 0.05")))
@@ -67,7 +70,7 @@ def _mend(data: ReportData, verdict: Verdict) -> list[NextStep]:
             found.append(NextStep(why=why, command=_again(data, "--patience 3")))
         if data.found_rate is None:
             why = "Search the learning rate on your rows"
-            found.append(NextStep(why=why, command=_again(data, "--find-lr")))
+            found.append(NextStep(why=why, command=_again(data, "--learning-rate auto --find-lr")))
         if data.more_data is None:
             why = "Find out whether more rows would help"
             found.append(NextStep(why=why, command=_again(data, "--more-data")))
@@ -86,17 +89,47 @@ def _measure(data: ReportData, verdict: Verdict) -> list[NextStep]:
     return found
 
 
-def _improve(data: ReportData, verdict: Verdict) -> list[NextStep]:
+def _improve(data: ReportData) -> list[NextStep]:
     """What can be better."""
+    found = []
+    epochs = data.config.get("epochs")
+    if is_falling(data) and isinstance(epochs, int):
+        why = "Held-out loss was still falling: train longer"
+        found.append(NextStep(why=why, command=_again(data, f"--epochs {2 * epochs}")))
     counts = data.rows.counts if data.rows is not None else {}
-    if counts.get("contradictory", 0) + counts.get("never_learned", 0) == 0:
-        return []
-    why = "Look at the rows that fight the others, and write a cleaned file beside yours"
-    command = _command("eval", str(data.folder), *_sources(data)[:1])
-    return [NextStep(why=why, command=f"{command} --rows --clean cleaned.jsonl")]
+    file = _file_with_rows(data)
+    if file is None or counts.get("contradictory", 0) + counts.get("never_learned", 0) == 0:
+        return found
+    words = ["eval", str(data.folder), file, "--rows"]
+    if isinstance(renamed := data.config.get("map"), dict) and renamed:
+        words += ["--map", ",".join(f"{name}={field}" for name, field in renamed.items())]
+    why = "Look at the rows that fight the others"
+    if counts.get("contradictory", 0):
+        words += ["--clean", "cleaned.jsonl"]
+        why += ", and write a cleaned file beside yours"
+    return [*found, NextStep(why=why, command=_command(*words))]
 
 
-def _export(data: ReportData, verdict: Verdict) -> NextStep:
+def is_falling(data: ReportData) -> bool:
+    """Whether held-out loss fell by more than `FALLING` of itself from its last measurement but one
+    to the last, which is the lowest."""
+    curve = data.curves.get("val_loss")
+    if curve is None or len(curve.values) < 3:
+        return False
+    before, last = float(curve.values[-2]), curve.last
+    return last <= float(curve.values.min()) and before - last > FALLING * abs(before)
+
+
+def _file_with_rows(data: ReportData) -> str | None:
+    """The file whose rows are told of first, without the share of it that was taken; None: no file
+    of the run is."""
+    files = [parse_source(name).name for name in _sources(data)]
+    origins = [row.origin.rpartition(":")[0] for row in data.rows.rows] if data.rows else []
+    names = {Path(origin).name for origin in origins}
+    return next((file for file in files if Path(file).name in names), None)
+
+
+def _export(data: ReportData) -> NextStep:
     words = ["export", "merged", str(data.folder), "-o", f"{data.folder.name}-merged"]
     why = "One model without an adapter, for any server"
     best = data.strength.recommended if data.strength is not None else None
@@ -106,15 +139,19 @@ def _export(data: ReportData, verdict: Verdict) -> NextStep:
     return NextStep(why=why, command=_command(*words))
 
 
+def _config(data: ReportData) -> str:
+    return str(data.folder / CONFIG_FILE)
+
+
 def _again(data: ReportData, flags: str) -> str:
     output = f"{data.folder.name}-again"
-    settings = _command("train", "-c", str(data.folder / CONFIG_FILE), "-o", f"runs/{output}")
+    settings = _command("train", "-c", _config(data), "-o", f"runs/{output}")
     return f"{settings} {flags}".rstrip()
 
 
 def _sources(data: ReportData) -> list[str]:
     found = data.config.get("data")
-    return [str(name) for name in found[:MAX_SOURCES]] if isinstance(found, list) else ["my.jsonl"]
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def _command(*words: str) -> str:

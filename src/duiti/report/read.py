@@ -44,6 +44,7 @@ from duiti.run import (
     LEDGER_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
+    Run,
 )
 from duiti.strict_yaml import parse_yaml
 
@@ -103,6 +104,8 @@ class ReportData:
     more_data: MoreData | None
     proof: Proof | None
     ledger: LedgerFile | None
+    has_weights: bool
+    """Whether a trained model was saved; else the run was stopped, and may go on."""
     problems: Sequence[str]
     """Files that are there and cannot be read, each with the reason."""
 
@@ -130,6 +133,7 @@ def read_report(folder: str | Path) -> ReportData:
         more_data=files.read("more_data.json", MoreData),
         proof=files.read("proof.json", Proof),
         ledger=files.read(LEDGER_FILE, LedgerFile),
+        has_weights=Run(folder).has_weights,
         problems=tuple(files.problems),
     )
 

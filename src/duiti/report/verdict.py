@@ -6,9 +6,10 @@
 A light is green, amber, red, or grey: not measured. The thresholds:
 
 learned  green: better on held-out rows, and chance does not explain it (the 95 % interval of the
-         paired difference lies on the better side of zero). amber: the interval holds zero, or the
-         loss on held-out rows rose by more than `RISEN` from its lowest point. red: worse, beyond
-         chance. What is compared is the first metric that answers were scored by; without one, the
+         paired difference lies on the better side of zero). amber: the interval holds zero, there
+         are fewer than `FEWEST_ROWS`, or the loss on held-out rows rose by more than `RISEN` from
+         its lowest point. red: worse, beyond chance, or no number. What is compared is the first
+         metric that answers were scored by; without one, or where chance explains its change, the
          loss. Without intervals, a change of less than `SMALL` of the loss counts as chance.
 forgot   how much more general text surprises the tuned model, in nats per token: the larger of the
          change of the loss there and of KL(base ‖ tuned). green: below `LITTLE` (5 % of
@@ -39,8 +40,8 @@ LITTLE = math.log(1.05)
 MUCH = math.log(1.25)
 MOST = 0.98
 MANY = 0.9
-FEW_ROWS = 20
-"""Fewer held-out rows than this are named: they say little."""
+FEW_ROWS, FEWEST_ROWS = 20, 5
+"""Fewer held-out rows are named, for they say little; still fewer say nothing."""
 
 NOT_ANSWERS = {
     *("loss", "perplexity", "token_accuracy"),
@@ -87,7 +88,8 @@ def verdict_of(data: ReportData) -> Verdict:
     }
     parts = [part for light, part in told.values() if light.colour != "grey"]
     missing = [part for light, part in told.values() if light.colour == "grey"]
-    sentences = [_capital(", ".join(parts))] if parts else []
+    sentences = [] if data.has_weights else [_unfinished(data)]
+    sentences += [_capital(", ".join(parts))] if parts else []
     if missing:
         sentences.append(f"Not measured: {', '.join(missing)}")
     return Verdict(
@@ -109,7 +111,7 @@ def percent(share: float) -> str:
         return "< 0.1 %"
     if 99.9 < value < 100:
         return "> 99.9 %"
-    is_whole = 1 <= value <= 99 or value in (0, 100)
+    is_whole = 0.95 <= value <= 99 or value in (0, 100)
     return f"{value:.0f} %" if is_whole else f"{value:.1f} %"
 
 
@@ -120,17 +122,25 @@ def _learned(data: ReportData) -> tuple[Light, str]:
     name = headline(evaluation) or "loss"
     before, after = evaluation.base.get(name), evaluation.tuned.get(name)
     if after is None:
-        return _grey("not measured: the loss on held-out rows is no number", "whether it learned")
+        part = "its loss on held-out rows is no number"
+        return Light(colour="red", says=_capital(part)), part
     if before is None:
         after_text = _score(name, after)
         return _grey(f"{_spoken(name)} is {after_text}; the base was not measured beside it",
                      "whether it learned")  # fmt: skip
     colour, why = _compared(name, before, after, evaluation.change.get(name))
     part = _told_change(name, before, after)
+    loss = evaluation.base.get("loss"), evaluation.tuned.get("loss")
+    if colour == "amber" and name != "loss" and loss[0] is not None and loss[1] is not None:
+        # Where no answer is right yet, or all were before, a score cannot tell.
+        colour, why = _compared("loss", loss[0], loss[1], evaluation.change.get("loss"))
+        why = f"by the loss {why}"
+        part += f", {_told_change('loss', loss[0], loss[1])}"
     rose = _risen(data)
-    if rose and colour == "green":
+    if colour == "green" and (rose or evaluation.n < FEWEST_ROWS):
         colour = "amber"
-    few = f"; only {evaluation.n} rows" if evaluation.n < FEW_ROWS else f", {evaluation.n:,} rows"
+    rows = f"{evaluation.n:,} row{'' if evaluation.n == 1 else 's'}"
+    few = f"; only {rows}" if evaluation.n < FEW_ROWS else f", {rows}"
     says = _capital(f"{part}; {why}{few}{rose}")
     return Light(colour=colour, says=says), part
 
@@ -198,13 +208,17 @@ def _forgot(data: ReportData) -> tuple[Light, str]:
     kl = anchor.kl if anchor is not None else _last(data, "anchor_kl")
     change = anchor.nll_change if anchor is not None else _last(data, "anchor_nll_change")
     known = [value for value in (kl, change) if value is not None]
+    if not known and anchor is not None:
+        part = "its loss on general text is no number"
+        return Light(colour="red", says=_capital(part)), part
     if not known:
         asked = data.config.get("anchor") == "none"
         why = "not measured: it was told not to (anchor: none)" if asked else "not measured"
         return _grey(why, "whether it forgot")
-    drift = max(known)
-    colour: Colour = "green" if drift < LITTLE else "amber" if drift < MUCH else "red"
-    part = _text_change(known[-1])
+    colour = _by_drift(max(known))
+    part = "" if change is None else _text_change(change)
+    if kl is not None and (change is None or colour != _by_drift(change)):
+        part += f"{', but ' if part else ''}it expects other words in general text (KL {kl:.2g})"
     says = [part]
     if kl is not None:
         says.append(f"its words are {kl:.3f} nats per token away from the base's")
@@ -214,30 +228,37 @@ def _forgot(data: ReportData) -> tuple[Light, str]:
     return Light(colour=colour, says=_capital("; ".join(says))), part
 
 
+def _by_drift(nats: float) -> Colour:
+    return "green" if nats < LITTLE else "amber" if nats < MUCH else "red"
+
+
 def _text_change(nats: float) -> str:
     """The change of perplexity on general text, in words."""
     worse = math.expm1(min(nats, 50.0))
     if abs(worse) < 0.005:
         return "general text is as good as before"
+    if worse > 1000:
+        return "it can no longer read general text"
     if worse > 1:
         return f"general text got {1 + worse:,.3g} times as hard for it"
     return f"general text got {percent(abs(worse))} {'worse' if worse > 0 else 'better'}"
 
 
 def _stops(data: ReportData) -> tuple[Light, str]:
-    if data.evaluation is None:
+    if data.evaluation is None and "val_loss" not in data.curves:
         return _grey(_NO_VAL, "whether it stops")
-    rate = data.evaluation.tuned.get("stop_rate")
+    rate = None if data.evaluation is None else data.evaluation.tuned.get("stop_rate")
     if rate is None:
-        why = "not measured: no answers were written; --metrics exact_match has it write some"
+        why = "not measured: no answers were written at its end"
         return _grey(why, "whether it stops")
-    before = data.evaluation.base.get("stop_rate")
+    before = data.evaluation.base.get("stop_rate") if data.evaluation is not None else None
     was = "" if before is None else f" (before: {percent(before)})"
     says = f"{percent(rate)} of its answers end by themselves{was}"
     if rate >= MOST:
         return Light(colour="green", says=says), "stops by itself"
     colour: Colour = "amber" if rate >= MANY else "red"
-    return Light(colour=colour, says=says), f"stops by itself in {percent(rate)} of answers"
+    part = f"stops by itself in {percent(rate)} of answers" if rate else "never stops by itself"
+    return Light(colour=colour, says=says), part
 
 
 def _same(data: ReportData) -> tuple[Light, str]:
@@ -263,6 +284,12 @@ def _same(data: ReportData) -> tuple[Light, str]:
         f"The saved model{by} gives the same probabilities for {proof.num_tokens:,} tokens{apart}"
     )
     return Light(colour="green", says=says), "saved model proven identical"
+
+
+def _unfinished(data: ReportData) -> str:
+    loss = data.curves.get("loss")
+    after = "before its first update" if loss is None else f"after update {int(loss.steps[-1]):,}"
+    return f"Not finished: it was stopped {after}"
 
 
 def _last(data: ReportData, name: str) -> float | None:

@@ -21,6 +21,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from duiti.disk_errors import explain, explained, gone, shown_path
@@ -91,18 +92,15 @@ def save(
         raise ValueError("at least one checkpoint is kept")
     if facts.get(STEP_FACT, step) != step:
         raise ValueError(f"facts of another step than {step}")
-    if not folder.absolute().parent.is_dir():
-        raise gone(folder.absolute().parent)
-    make_folder(folder)
     troubles: list[DuitiError] = []
-    with _collected(troubles):  # first, for the space that they take
-        remove_leftovers(folder)
-    if num_bytes is not None:
-        require_space(folder, num_bytes)
-    path = _free_path(folder, step)
-    with new_folder(path, num_bytes=num_bytes) as temporary:
-        write(temporary)
-        write_manifest(temporary, {**facts, STEP_FACT: step})
+    filled = partial(_fill, write=write, facts={**facts, STEP_FACT: step})
+    try:
+        path = _made(folder, step, filled, num_bytes, troubles)
+    except DuitiError:
+        if folder.is_dir():
+            raise
+        # Somebody removed all checkpoints while this one was written: the more it is needed.
+        path = _made(folder, step, filled, num_bytes, troubles)
     _verify(path)
     with _collected(troubles):
         # Newer ones of an attempt that was given up may lie there; this one stays beside them.
@@ -112,6 +110,31 @@ def save(
             raise trouble
         say(str(trouble))
     return path
+
+
+def _made(
+    folder: Path,
+    step: int,
+    fill: Callable[[Path], None],
+    num_bytes: int | None,
+    troubles: list[DuitiError],
+) -> Path:
+    if not folder.absolute().parent.is_dir():
+        raise gone(folder.absolute().parent)
+    make_folder(folder)
+    with _collected(troubles):  # first, for the space that they take
+        remove_leftovers(folder)
+    if num_bytes is not None:
+        require_space(folder, num_bytes)
+    path = _free_path(folder, step)
+    with new_folder(path, num_bytes=num_bytes) as temporary:
+        fill(temporary)
+    return path
+
+
+def _fill(folder: Path, *, write: Callable[[Path], None], facts: Mapping[str, Json]) -> None:
+    write(folder)
+    write_manifest(folder, facts)
 
 
 def candidates(folder: Path) -> list[Candidate]:

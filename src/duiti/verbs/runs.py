@@ -75,6 +75,8 @@ def _print_one(found: dict[str, Any]) -> None:
     console.print()
     effort = ", ".join(f"{key} {_cell(key, value)}" for key, value in found["effort"].items())
     _say(console, effort)
+    if files := found["damaged_files"]:
+        _say(console, f"damaged, and left out: {', '.join(files)}")
     if damaged := found["damaged_metrics_lines"]:
         lines = "1 damaged line" if damaged == 1 else f"{damaged} damaged lines"
         _say(console, f"metrics.jsonl: {lines} left out")
