@@ -14,6 +14,21 @@ from duiti.plan import settle, total_steps
 
 
 @pytest.mark.parametrize(
+    ("more", "is_told"),
+    [({}, True), ({"lora": {"alpha": 8}}, True), ({"lora": {"rank": 16}}, False),
+     ({"method": "full"}, False)],
+)  # fmt: skip
+def test_the_rank_comes_with_a_reason_unless_it_is_given(
+    more: dict[str, Any], is_told: bool, llama_dir: Path, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a?", "response": "b"}] * 4)
+    config = Config(data=(str(data),), model=str(llama_dir), device="cpu", **more)
+    settled, reasons = settle(config, read_material(config))
+    assert ("lora" in reasons) is is_told
+    assert settled.lora == config.lora
+
+
+@pytest.mark.parametrize(
     ("more", "looks"),
     [
         # 1,024 tokens of the anchor, beside some 40 rows of a dozen tokens: as few as there may be

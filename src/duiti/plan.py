@@ -39,6 +39,9 @@ FORWARD_SHARE = 1 / 3
 """Of a token's arithmetic in training: what it takes to measure it."""
 
 
+WHY_RANK = "rank: from 4 to 64, more of it learns more and forgets more; docs/learning-rate.md"
+"""Of the default; measured by `benchmarks/learning_rate.py`."""
+
 Chosen = dict[str, tuple[object, str]]
 """Values and the reasons for them, by key."""
 
@@ -56,7 +59,10 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
         **lasting_paths(config),
         **{key: value for key, (value, _) in open_.items()},
     }
-    return config.model_copy(update=values), {key: reason for key, (_, reason) in open_.items()}
+    reasons = {key: reason for key, (_, reason) in open_.items()}
+    if config.method == "lora" and "rank" not in config.lora.model_fields_set:
+        reasons["lora"] = WHY_RANK
+    return config.model_copy(update=values), reasons
 
 
 def _for_the_machine(config: Config, material: Material) -> Chosen:

@@ -120,7 +120,8 @@ def say_plan(
         "last-n": _last_layers(config.last_n.layers),
         "full": "everything",
     }[config.method]
-    talk.say("trains", f"{what}: {trained.describe()}")
+    why = reason(config.method)
+    talk.say("trains", f"{what}: {trained.describe()}{why}")
     if trained.frozen_experts:
         share = trained.frozen_experts / trained.total
         talk.say("note", f"experts hold {share:.0%} of the parameters and stay as they are, their"
