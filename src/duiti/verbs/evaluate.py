@@ -95,7 +95,14 @@ def _require_cleanable(data: str, clean: Path, rows: bool) -> None:
 
     if not rows:
         raise UsageError("--clean leaves out what --rows finds", fix=f"--rows --clean {clean}")
-    require_cleanable(Path(data), clean)
+    require_cleanable(_file_of(data), clean)
+
+
+def _file_of(data: str) -> Path:
+    """Of `train.jsonl@0.1`: the rows that are not looked at stay in it."""
+    from duiti.data.reading.sources import parse_source
+
+    return Path(parse_source(data).name)
 
 
 def _sort(
@@ -116,7 +123,7 @@ def _sort(
     lines = list(described(told))
     if clean is not None:
         without = {origin.line for origin in found.origins(FIGHTING)}
-        cleaned = write_cleaned(Path(data), clean, without=without)
+        cleaned = write_cleaned(_file_of(data), clean, without=without)
         told["clean"] = {
             "path": str(cleaned.path),
             "kept": cleaned.num_kept,
