@@ -6,7 +6,8 @@ import pytest
 from made_run import ANCHOR, EVALUATION, PROOF, interval, make_run, metrics
 
 from duiti.report.read import read_report
-from duiti.report.verdict import Verdict, percent, verdict_of
+from duiti.report.verdict import Verdict, verdict_of
+from duiti.report.words import percent
 
 
 def _verdict(folder: Path, **changes: object) -> Verdict:

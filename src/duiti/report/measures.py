@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from duiti.report.folder import Evaluation
-from duiti.report.verdict import percent
+from duiti.report.words import percent, spoken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +36,7 @@ def measures_of(evaluation: Evaluation) -> list[Measure]:
         mean = change.mean if change is not None else None
         found.append(
             Measure(
-                name=name
-                if name.startswith("regex:")
-                else name.rpartition(":")[2].replace("_", " "),
+                name=spoken(name),
                 before=_value(before, is_share=is_share),
                 after=_value(after, is_share=is_share),
                 change=_signed(mean, is_share=is_share),

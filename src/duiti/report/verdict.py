@@ -29,6 +29,7 @@ from typing import Literal
 
 from duiti.report.folder import Evaluation, Interval
 from duiti.report.read import ReportData
+from duiti.report.words import capital, nats, percent, score, spoken
 
 Colour = Literal["green", "amber", "red", "grey"]
 
@@ -89,7 +90,7 @@ def verdict_of(data: ReportData) -> Verdict:
     parts = [part for light, part in told.values() if light.colour != "grey"]
     missing = [part for light, part in told.values() if light.colour == "grey"]
     sentences = [] if data.has_weights else [_unfinished(data)]
-    sentences += [_capital(", ".join(parts))] if parts else []
+    sentences += [capital(", ".join(parts))] if parts else []
     if missing:
         sentences.append(f"Not measured: {', '.join(missing)}")
     return Verdict(
@@ -104,17 +105,6 @@ def headline(evaluation: Evaluation) -> str | None:
     return next((name for name in scored if evaluation.tuned[name] is not None), None)
 
 
-def percent(share: float) -> str:
-    """A share that is only 0 or 100 % where it is exactly that."""
-    value = 100 * share
-    if 0 < value < 0.1:
-        return "< 0.1 %"
-    if 99.9 < value < 100:
-        return "> 99.9 %"
-    is_whole = 0.95 <= value <= 99 or value in (0, 100)
-    return f"{value:.0f} %" if is_whole else f"{value:.1f} %"
-
-
 def _learned(data: ReportData) -> tuple[Light, str]:
     evaluation = data.evaluation
     if evaluation is None:
@@ -123,10 +113,10 @@ def _learned(data: ReportData) -> tuple[Light, str]:
     before, after = evaluation.base.get(name), evaluation.tuned.get(name)
     if after is None:
         part = "its loss on held-out rows is no number"
-        return Light(colour="red", says=_capital(part)), part
+        return Light(colour="red", says=capital(part)), part
     if before is None:
-        after_text = _score(name, after)
-        return _grey(f"{_spoken(name)} is {after_text}; the base was not measured beside it",
+        after_text = score(name, after)
+        return _grey(f"{spoken(name)} is {after_text}; the base was not measured beside it",
                      "whether it learned")  # fmt: skip
     colour, why = _compared(name, before, after, evaluation.change.get(name))
     part = _told_change(name, before, after)
@@ -141,7 +131,7 @@ def _learned(data: ReportData) -> tuple[Light, str]:
         colour = "amber"
     rows = f"{evaluation.n:,} row{'' if evaluation.n == 1 else 's'}"
     few = f"; only {rows}" if evaluation.n < FEW_ROWS else f", {rows}"
-    says = _capital(f"{part}; {why}{few}{rose}")
+    says = capital(f"{part}; {why}{few}{rose}")
     return Light(colour=colour, says=says), part
 
 
@@ -151,16 +141,16 @@ def _learned_from_curve(data: ReportData) -> tuple[Light, str]:
     if curve is None or len(curve.values) < 2:
         says, loss = _NO_VAL, data.curves.get("loss")
         if loss is not None and len(loss.values) > 1:
-            fell = f"{_nats(float(loss.values[0]))} → {_nats(loss.last)}"
+            fell = f"{nats(float(loss.values[0]))} → {nats(loss.last)}"
             says += f". Training loss {fell} says nothing of new questions"
         return _grey(says, "whether it learned (no validation rows)")
     first = float(curve.values[0])
     colour, _ = _compared("loss", first, curve.last, None)
     rose = _risen(data)
-    part = f"held-out loss {_nats(first)} → {_nats(curve.last)} while training"
+    part = f"held-out loss {nats(first)} → {nats(curve.last)} while training"
     if rose and colour == "green":
         colour = "amber"
-    return Light(colour=colour, says=_capital(part + rose)), part
+    return Light(colour=colour, says=capital(part + rose)), part
 
 
 def _compared(
@@ -197,10 +187,9 @@ def _risen(data: ReportData) -> str:
 
 def _told_change(name: str, before: float, after: float) -> str:
     if form := _ANSWERED.get(name):
-        return form.format(after=_score(name, after), before=_score(name, before))
+        return form.format(after=score(name, after), before=score(name, before))
     verb = "held-out" if name == "loss" else "scores"
-    spoken = f"{verb} {_spoken(name)}"
-    return f"{spoken} {_score(name, after)} (before: {_score(name, before)})"
+    return f"{verb} {spoken(name)} {score(name, after)} (before: {score(name, before)})"
 
 
 def _forgot(data: ReportData) -> tuple[Light, str]:
@@ -210,7 +199,7 @@ def _forgot(data: ReportData) -> tuple[Light, str]:
     known = [value for value in (kl, change) if value is not None]
     if not known and anchor is not None:
         part = "its loss on general text is no number"
-        return Light(colour="red", says=_capital(part)), part
+        return Light(colour="red", says=capital(part)), part
     if not known:
         asked = data.config.get("anchor") == "none"
         why = "not measured: it was told not to (anchor: none)" if asked else "not measured"
@@ -225,16 +214,16 @@ def _forgot(data: ReportData) -> tuple[Light, str]:
     if anchor is not None and anchor.num_tokens:
         of = "text that the base wrote" if anchor.source == "generated" else anchor.source
         says.append(f"{anchor.num_tokens:,} tokens of {of}")
-    return Light(colour=colour, says=_capital("; ".join(says))), part
+    return Light(colour=colour, says=capital("; ".join(says))), part
 
 
-def _by_drift(nats: float) -> Colour:
-    return "green" if nats < LITTLE else "amber" if nats < MUCH else "red"
+def _by_drift(drift: float) -> Colour:
+    return "green" if drift < LITTLE else "amber" if drift < MUCH else "red"
 
 
-def _text_change(nats: float) -> str:
+def _text_change(change: float) -> str:
     """The change of perplexity on general text, in words."""
-    worse = math.expm1(min(nats, 50.0))
+    worse = math.expm1(min(change, 50.0))
     if abs(worse) < 0.005:
         return "general text is as good as before"
     if worse > 1000:
@@ -269,7 +258,7 @@ def _same(data: ReportData) -> tuple[Light, str]:
         return _grey(f"not proven: {why}", "whether the saved model is the trained one")
     if not proof.passed:
         problem = proof.problems[0] if proof.problems else "the proof failed"
-        return Light(colour="red", says=_capital(problem)), "saved model is NOT what was trained"
+        return Light(colour="red", says=capital(problem)), "saved model is NOT what was trained"
     if proof.other_base:
         says = "Its tensors are those that were trained; the base in four bits could not be opened"
         return Light(colour="amber", says=f"{says} there: {proof.other_base}"), (
@@ -298,24 +287,4 @@ def _last(data: ReportData, name: str) -> float | None:
 
 
 def _grey(says: str, part: str) -> tuple[Light, str]:
-    return Light(colour="grey", says=_capital(says)), part
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _spoken(name: str) -> str:
-    if name.startswith("regex:"):
-        return name
-    return name.rpartition(":")[2].replace("_", " ")
-
-
-def _score(name: str, value: float) -> str:
-    if name in ("loss", "perplexity") or not 0 <= value <= 1:
-        return f"{value:.4g}"
-    return percent(value)
-
-
-def _nats(value: float) -> str:
-    return f"{value:.3g}"
+    return Light(colour="grey", says=capital(says)), part
