@@ -136,3 +136,38 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_read(
     with pytest.raises(UsageError, match=said):
         trained(llama_dir, rows, tmp_path / "run", **values)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_fails_costs_its_figure_and_not_the_model(
+    llama_dir: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It works on the base's answers, and never again."""
+    calls = tmp_path / "calls"
+    (tmp_path / "own.py").write_text(
+        "def score(answer, expected):\n"
+        f"    with open({str(calls)!r}, 'a+') as file:\n"
+        "        file.write('x')\n"
+        "        return 1 / (file.tell() <= 6)\n"
+    )
+    config = Config(data=(f"{rows}#18",), model=str(llama_dir), output=str(tmp_path / "run"),
+                    val=str(write_rows(tmp_path / "val.jsonl", PAIRS[18:])), eval_every=3,
+                    metrics=(f"{tmp_path}/own.py:score",), epochs=2, batch_size=6,
+                    device="cpu", workers=1, proof=False)  # fmt: skip
+    run = finetune(config, talk=Talk())
+    assert run.is_finished
+    assert all("val_loss" in line for line in run.metrics if line["step"] % 3 == 0)
+    evaluation = json.loads((run.path / "evaluation.json").read_text())
+    assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"]
+    said = capsys.readouterr().err
+    assert "figures of answers are left out: " in said
+    assert "val.jsonl:" in said
+    assert "ZeroDivisionError" in said
+
+
+def test_a_metric_of_a_file_is_named_so_that_a_run_finds_it_from_anywhere(
+    llama_dir: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def score(answer, expected):\n    return 1\n")
+    run = trained(llama_dir, rows, tmp_path / "run", val="25%", metrics=("own.py:score",))
+    assert run.config.metrics == (f"{tmp_path}/own.py:score",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,5 +51,5 @@ def test_a_run_is_measured_as_often_as_costs_little(
     material = read_material(config)
     total = total_steps(config, len(material.train))
     settled, reasons = settle(config, material)
-    assert settled.eval_every == total // looks
+    assert settled.eval_every == math.ceil(total / looks)
     assert reasons["eval_every"].startswith(f"{looks} times over the run")

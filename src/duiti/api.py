@@ -109,8 +109,8 @@ def evaluate(
     max_new_tokens: int | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Loss and metrics on rows: `{"n": rows, "base": {…}, "tuned": {…}, "change": {…}}`; `tuned` is
-    None for a model that is not a run.
+    """Loss and metrics on rows: `{"n": rows, "base": {…}, "tuned": {…}, "change": {…}, "left_out":
+    rows}`; `tuned` is None for a model that is not a run. Left out are rows that cannot be used.
 
     Args:
         metrics: names as in docs/evaluation.md; without any, no answers are generated.
@@ -121,6 +121,8 @@ def evaluate(
         DataError: rows that cannot be used.
     """
     check_metrics(metrics)
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is {max_new_tokens}: an answer has at least one token")
     model = _opened(run, device, template, trust_remote_code)
     rows = _measurable(model, data, map or {}, on_bad_row)
     measure = partial(
@@ -133,7 +135,7 @@ def evaluate(
     with model.base():
         base = measure(model)
     tuned = measure(model) if model.is_tuned else None
-    return evaluation_dict(base, tuned, n=rows.num_rows)
+    return {**evaluation_dict(base, tuned, n=rows.num_rows), "left_out": rows.num_left_out}
 
 
 def sort_rows(
@@ -206,6 +208,8 @@ class _Measurable:
 
     examples: ExampleStore
     num_rows: int
+    num_left_out: int
+    """Rows that cannot be used, or are longer than the model's positions."""
     is_packed: bool
     """Whether documents may share a pass."""
 
@@ -238,7 +242,9 @@ def _measurable(
         raise DataError("no row is left to measure on", why="all were rejected")
     probe = collate(probe_rows(model.hf, examples, lengths=examples.lengths), model.hf.device)
     is_packed = why_alone(model.hf, probe) is None
-    return _Measurable(examples=examples, num_rows=ledger.total.kept, is_packed=is_packed)
+    total = ledger.total
+    return _Measurable(examples=examples, num_rows=total.kept, is_packed=is_packed,
+                       num_left_out=total.rejected + total.dropped)  # fmt: skip
 
 
 def _source(data: str | Path | Rows) -> Source:

@@ -39,6 +39,10 @@ class UsageError(DuitiError):
     exit_code = 2
 
 
+class MetricError(UsageError):
+    """A metric of the user's that fails on an answer: a run goes on without its figure."""
+
+
 class DataError(DuitiError):
     """Rows that cannot be trained on, or too many of them."""
 

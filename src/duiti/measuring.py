@@ -1,7 +1,7 @@
 """What a run finds out about itself: before its first update, while it trains, and at its end.
 
     before = look_before(shop, material, talk)            # the model is still its base
-    figures = look(shop, material, before, folder, step)  # in the loop: val_loss, anchor_kl, …
+    figures = look(shop, material, before, folder, step, talk)  # in the loop: val_loss, …
     look_after(shop, material, before, state, folder, talk)
 
 Validation rows tell what was learned, the anchor what was forgotten (`duiti.eval.drift`). Nothing
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from duiti.errors import MetricError
 from duiti.eval.anchor import Anchor, make_anchor, read_anchor
 from duiti.eval.drift import Watch, anchor_dict
 from duiti.eval.evaluate import (
@@ -117,15 +118,19 @@ def make_watched(shop: Workshop, material: Material) -> Anchor | None:
 
 
 def look(
-    shop: Workshop, material: Material, before: Before, folder: Path, step: int
+    shop: Workshop, material: Material, before: Before, folder: Path, step: int, talk: Talk
 ) -> dict[str, float]:
     """The model as it is now, in the figures of `metrics.jsonl`. What it answers to the first
-    validation rows is kept in `answers.jsonl`."""
+    validation rows is kept in `answers.jsonl`. A metric that fails on an answer costs its figure,
+    not the run."""
     figures: dict[str, float] = {}
     if material.val:
         figures["val_loss"] = held_out_loss(shop.sft, material.val)
-        metrics = val_metrics(shop.tuned, shop.sft, material.val, shop.config.metrics)
-        figures |= {f"val_{name}": value for name, value in metrics.items()}
+        try:
+            metrics = val_metrics(shop.tuned, shop.sft, material.val, shop.config.metrics)
+            figures |= {f"val_{name}": value for name, value in metrics.items()}
+        except MetricError as error:
+            talk.say("metric", f"left out behind update {step:,}: {error.what}")
         _keep_answers(shop, before, folder, step)
     if before.watch is not None:
         drift = before.watch.measure()
@@ -150,7 +155,7 @@ def look_after(
     parts: list[tuple[str, Callable[[], None]]] = []
     if before.answered is not None:
         base = before.answered
-        parts.append(("evaluation", lambda: _write_evaluation(shop, before, base, folder)))
+        parts.append(("evaluation", lambda: _write_evaluation(shop, before, base, folder, talk)))
     if before.anchor is not None and before.watch is not None:
         anchor, watch = before.anchor, before.watch
         parts.append(("forgetting", lambda: _write_anchor(anchor, watch, folder)))
@@ -164,8 +169,14 @@ def look_after(
         make()
 
 
-def answer(shop: Workshop, rows: Sequence[Example]) -> Answered:
-    """The model as it is now, on rows."""
+def answer(
+    shop: Workshop, rows: Sequence[Example], metrics: Sequence[str] | None = None
+) -> Answered:
+    """The model as it is now, on rows, by the metrics of the run or by others.
+
+    Raises:
+        MetricError: a metric of the user's fails on an answer.
+    """
     asked: list[Asked] = []
     texts: list[str] = []
 
@@ -175,7 +186,7 @@ def answer(shop: Workshop, rows: Sequence[Example]) -> Answered:
             texts.append(text)
 
     dtype = shop.sft.compute_dtype
-    scores = score(shop.tuned, rows, metrics=shop.config.metrics or METRICS,
+    scores = score(shop.tuned, rows, metrics=metrics or shop.config.metrics or METRICS,
                    is_packed=shop.sft.is_packed, compute_dtype=dtype, seen=see)  # fmt: skip
     losses = answer_token_losses(shop.tuned, asked, compute_dtype=dtype)
     return Answered(scores=scores, asked=asked, texts=texts, losses=losses)
@@ -204,8 +215,15 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[place] for place in places.tolist()] if len(examples) else []
 
 
-def _write_evaluation(shop: Workshop, before: Before, base: Answered, folder: Path) -> None:
-    tuned = answer(shop, before.rows)
+def _write_evaluation(
+    shop: Workshop, before: Before, base: Answered, folder: Path, talk: Talk
+) -> None:
+    try:
+        tuned = answer(shop, before.rows)
+    except MetricError as error:
+        others = [name for name in METRICS if name in base.scores.measures] or METRICS
+        talk.say("metric", f"figures of answers are left out: {error.what}")
+        tuned = answer(shop, before.rows, others)
     found = evaluation_dict(base.scores, tuned.scores, n=len(before.rows))
     write_json(folder / EVALUATION_FILE, found)
     lines = []

@@ -108,9 +108,16 @@ def lasting_paths(config: Config) -> dict[str, object]:
         found["anchor"] = str(Path(config.anchor).absolute())
     if config.replay is not None and (file := Replay.parse(config.replay).file) is not None:
         found["replay"] = f"{config.replay.partition(':')[0]}:{Path(file).absolute()}"
+    found["metrics"] = tuple(_lasting_metric(name) for name in config.metrics)
     if config.template not in NAMES:
         found["template"] = str(Path(config.template).absolute())
     return found
+
+
+def _lasting_metric(name: str) -> str:
+    """A function of the user's, by the whole path of its file; others as they are."""
+    is_function = ".py:" in name and not name.startswith("regex:")
+    return str(Path(name).absolute()) if is_function else name  # the function's name is behind it
 
 
 def _lasting(name: str) -> str:
@@ -139,11 +146,11 @@ def _eval_every(config: Config, material: Material, total: int) -> tuple[int, st
     if config.anchor != "none":
         measured += NUM_TEXTS * TEXT_TOKENS if config.anchor == "auto" else MAX_TOKENS
     looks = int(LOOKING_SHARE * trained / (FORWARD_SHARE * measured))
-    if looks >= MOST_LOOKS:
-        return max(1, total // MOST_LOOKS), f"{MOST_LOOKS} times over the run"
-    looks = max(FEWEST_LOOKS, looks)
-    why = f"{looks} times over the run: each measures {measured:,.0f} tokens"
-    return max(1, total // looks), why
+    why = f"{MOST_LOOKS} times over the run"
+    if looks < MOST_LOOKS:
+        why = f"{max(looks, FEWEST_LOOKS)} times over the run: each measures {measured:,.0f} tokens"
+    # Rounded up, so that the last of them is that at the end.
+    return math.ceil(total / min(max(looks, FEWEST_LOOKS), MOST_LOOKS)), why
 
 
 def num_examples(config: Config, material: Material) -> int:

@@ -153,7 +153,9 @@ def _train(job: Job, search: Search, talk: Talk) -> Run:
         report = write_report(job.folder)
         write_card(job.folder)  # again: verdict and proof are in it
         saved.close()
-    say_end(report, state, time.perf_counter() - started, talk)
+    out_of_patience = is_out_of_patience(state, job.config)
+    best = state.best if out_of_patience else None
+    say_end(report, state, time.perf_counter() - started, talk, best=best)
     return Run(job.folder)
 
 
@@ -235,7 +237,9 @@ def _run_updates(
         )
         for metrics, progress in () if is_out_of_patience(state, config) else steps:
             is_due = is_look_due(progress, config, plan)
-            measured = look(shop, job.material, before, folder, metrics.step) if is_due else {}
+            measured = (
+                look(shop, job.material, before, folder, metrics.step, talk) if is_due else {}
+            )
             log.step(metrics, measured)
             row_losses.add(metrics.row_losses, cursor=progress.cursor)
             state = state.after(metrics, progress, measured.get("val_loss"))

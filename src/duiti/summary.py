@@ -209,13 +209,20 @@ def say_patience(best: Best, talk: Talk) -> None:
              f" of the model (val {best.val_loss:.4f})")  # fmt: skip
 
 
-def say_end(report: Path, state: RunState, seconds: float, talk: Talk) -> None:
-    """What came of it, and the next command."""
+def say_end(
+    report: Path, state: RunState, seconds: float, talk: Talk, *, best: Best | None = None
+) -> None:
+    """What came of it, and the next command.
+
+    Args:
+        best: the update whose weights are the model's, if they are not those of the last one.
+    """
     folder = report.parent
     assert state.last is not None  # a plan has at least one update
     text = f"loss {state.last.loss:.4f}"
-    if state.val_before is not None and state.val_after is not None:
-        text += f" · val {state.val_before:.4f} → {state.val_after:.4f}"
+    val_after = state.val_after if best is None else best.val_loss
+    if state.val_before is not None and val_after is not None:
+        text += f" · val {state.val_before:.4f} → {val_after:.4f}"
     peak = gigabytes(state.last.peak_memory_bytes)
     talk.say("done", f"{text} · {clock(seconds)} · peak memory {peak}")
     talk.say("verdict", str(Run(folder).read_json(VERDICT_FILE)["sentence"]))

@@ -86,6 +86,8 @@ def require_cleanable(source: Path, output: Path) -> None:
             fix=f"--clean {output.name.partition('.')[0] or 'clean'}.jsonl",
         )
     _refuse_existing(output)
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"{shown_path(output)}: its folder does not exist")
     with open_file(source, str(source)) as file:
         head = file.peek()
         kind = kind_of(str(source), head)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from duiti.data.batch import collate, lengths_of, micro_batches
+from duiti.errors import MetricError
 from duiti.eval.bootstrap import Floats, Interval, interval, resampled
 from duiti.eval.language import is_other_language
 from duiti.eval.metrics import Metric, find_metrics, quotient
@@ -220,7 +221,12 @@ def _of_answers(
     for asked, answer in asking:
         text = model.text(answer.ids)
         for metric in metrics:
-            sums[metric.name][asked.example] += metric.sums(text, asked.expected)
+            try:
+                sums[metric.name][asked.example] += metric.sums(text, asked.expected)
+            except MetricError as error:
+                where = examples[asked.example].origin
+                what = f"{where}: {error.what}"
+                raise MetricError(what, why=error.why, fix=error.fix) from None
         is_other = is_other_language(text, asked.expected)
         sums["stop_rate"][asked.example] += answer.stopped, 1
         sums["length_ratio"][asked.example] += len(answer.ids), asked.num_expected

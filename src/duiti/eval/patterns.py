@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-from duiti.errors import UsageError
+from duiti.errors import MetricError, UsageError
 
 LIMIT_S = 2.0
 """Of one answer; ordinary patterns take some microseconds."""
@@ -40,12 +40,15 @@ def matcher(pattern: str) -> Callable[[str, str], float]:
         compiled = regex.compile(pattern)
     except regex.error as error:
         raise UsageError(f"regex: {pattern!r} is no pattern: {error}") from None
+    except (RecursionError, MemoryError):
+        what = "regex: a pattern that is nested too deep, or repeats too much to be compiled"
+        raise UsageError(what, fix="a simpler pattern") from None
 
     def matches(answer: str, expected: str) -> float:
         try:
             return float(compiled.search(answer, timeout=LIMIT_S) is not None)
         except TimeoutError:
-            raise UsageError(
+            raise MetricError(
                 f"regex: {pattern!r} does not come to an end on a text of {len(answer)} characters",
                 why=f"it was tried for {LIMIT_S:.0f} s",
                 fix="avoid repetitions inside repetitions, such as (a+)+",

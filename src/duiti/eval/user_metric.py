@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable
 
 from duiti.data.reading.own_function import load_function
-from duiti.errors import UsageError
+from duiti.errors import MetricError
 
 HOW = "name a file and a function in it: --metric mine.py:score"
 
 
 def user_metric(spec: str) -> Callable[[str, str], float]:
-    """The metric that `FILE.py:FUNCTION` names. It raises UsageError where the function fails or
+    """The metric that `FILE.py:FUNCTION` names. It raises MetricError where the function fails or
     returns no number; the reason names the exception and the line, never an answer.
 
     Raises:
@@ -31,12 +31,16 @@ def user_metric(spec: str) -> Callable[[str, str], float]:
         try:
             found: object = own.function(answer, expected)
         except (Exception, SystemExit) as error:
-            raise UsageError(f"the metric {spec} raised {own.where(error)}") from None
+            raise MetricError(f"the metric {spec} raised {own.where(error)}") from None
         if not isinstance(found, int | float):
             what = f"a value of type {type(found).__name__}"
-            raise UsageError(f"the metric {spec} returned {what}; a number is due")
-        if not math.isfinite(found):
-            raise UsageError(f"the metric {spec} returned a number that is not finite")
-        return float(found)
+            raise MetricError(f"the metric {spec} returned {what}; a number is due")
+        try:
+            number = float(found)
+        except OverflowError:  # a whole number may be larger than any float
+            number = math.inf
+        if not math.isfinite(number):
+            raise MetricError(f"the metric {spec} returned a number that is not finite")
+        return number
 
     return score

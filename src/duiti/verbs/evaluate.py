@@ -149,6 +149,10 @@ def _print_scores(found: dict[str, Any]) -> None:
         table.add_row(Text(key), *(Text(cell) for cell in cells))
     Console().print(table)
     print(f"{found['n']} rows, {found['supervised_tokens']} supervised tokens")
+    if left_out := found["left_out"]:
+        print(
+            f"{left_out} left out, which cannot be used or are too long: `duiti check` names them"
+        )
 
 
 _PLAIN = {"loss": "{:.4f}", "perplexity": "{:.4g}", "length_ratio": "{:.2f}"}
