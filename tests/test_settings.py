@@ -82,7 +82,7 @@ CASES: list[tuple[str, dict[str, Any], Any]] = [
     ("quantize", {}, "nf4"),
     ("device", {}, "cuda:63"),
     ("max_memory", {}, "1MB"),
-    ("eval_every", {"val": "30%"}, 2),
+    ("eval_every", {"val": "30%"}, 1),
     ("metrics", {"val": "30%"}, ("token_f1",)),
     ("patience", {"val": "30%", "epochs": 9, "learning_rate": 5.0, "eval_every": 1}, 1),
     ("anchor", {}, "none"),

@@ -399,11 +399,10 @@ def test_the_split_into_micro_batches_does_not_change_the_first_update(
 def test_validation_leaves_no_trace(
     llama_dir: Path, data: Path, val: Path, tmp_path: Path, method: str
 ) -> None:
-    more = {"lora": {"dropout": 0.2}} if method == "lora" else {}
+    more: dict[str, Any] = {"lora": {"dropout": 0.2}} if method == "lora" else {}
+    more["eval_every"] = 1  # forgetting is measured in both
     without = train(llama_dir, data, tmp_path / "off", method=method, **more)
-    with_ = train(
-        llama_dir, data, tmp_path / "on", method=method, val=str(val), eval_every=1, **more
-    )
+    with_ = train(llama_dir, data, tmp_path / "on", method=method, val=str(val), **more)
     assert weights(without).read_bytes() == weights(with_).read_bytes()
     measured = steady(with_)
     losses = [line.pop("val_loss") for line in measured]
