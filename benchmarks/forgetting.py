@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch.nn.functional import kl_div
 
 import duiti
 from benchmarks.speed.machine import processor
-from benchmarks.tiny_figures import exact, perplexity
+from benchmarks.tiny_figures import exact, perplexity, versions
 from duiti import tiny
 from duiti.eval.anchor import make_anchor
 from duiti.infer.model import Model, load
@@ -236,11 +235,7 @@ def write_table(path: Path, part: str, found: dict[str, Any], language: int) -> 
 def save(found: dict[str, Any]) -> None:
     """Keep what was measured, with machine and versions."""
     found["machine"] = {"cpu": processor(), "threads": torch.get_num_threads()}
-    found["versions"] = {
-        "duiti": duiti.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    found["versions"] = versions()
     RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

@@ -21,26 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-import duiti
 from benchmarks.speed.machine import processor
-from benchmarks.tiny_figures import perplexity
+from benchmarks.tiny_figures import not_begun, perplexity, versions
 from duiti import tiny
 from duiti.config import Config
 from duiti.data.storage.store import ExampleStore
 from duiti.eval.evaluate import held_out_loss
-from duiti.fit import fit_memory
-from duiti.material import read_material
-from duiti.plan import settle
-from duiti.record import write_start
 from duiti.searching.as_found import as_found
 from duiti.searching.attempt import try_training
 from duiti.searching.learning_rate import EACH_WAY, STEP, at_rate, rounded, short_plan
-from duiti.training.log import Talk
 from duiti.training.signals import Stopping
 from duiti.training.step import StepPlan
-from duiti.workshop import Job, Workshop, set_up
+from duiti.workshop import Job, Workshop
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "learning_rate.json"
@@ -74,11 +67,7 @@ def _stored() -> dict[str, Any]:
     about = {
         "rows": NUM_ROWS,
         "machine": {"cpu": processor(), "threads": torch.get_num_threads()},
-        "versions": {
-            "duiti": duiti.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }
     if RESULTS.is_file():
         found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
@@ -124,12 +113,7 @@ def _made(folder: Path, **settings: Any) -> tuple[Job, Workshop]:
         data=(f"{tiny.data_path('train')}#{NUM_ROWS}",), model="tiny", val="10%", epochs=1,
         batch_size=8, **settings,
     )  # fmt: skip
-    material = read_material(config)
-    config, reasons = settle(config, material)
-    config, fit = fit_memory(config, material, reasons)
-    write_start(folder, config, reasons, material)
-    job = Job(config=config, reasons=reasons, fit=fit, material=material, folder=folder)
-    return job, set_up(job, Talk(quiet=True))
+    return not_begun(folder, config)
 
 
 def _measured(job: Job, shop: Workshop, plan: StepPlan) -> dict[str, Any]:

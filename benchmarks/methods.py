@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 import duiti
 from benchmarks.speed.machine import processor
-from benchmarks.tiny_figures import exact, perplexity
+from benchmarks.tiny_figures import exact, perplexity, versions
 from duiti import tiny
 from duiti.infer.model import load
 from duiti.tiny import DataName
@@ -55,11 +54,7 @@ def main() -> None:
     found = {
         "rows": rows,
         "machine": {"cpu": processor(), "threads": torch.get_num_threads()},
-        "versions": {
-            "duiti": duiti.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-import duiti
 from benchmarks.speed.machine import processor
+from benchmarks.tiny_figures import not_begun, versions
 from duiti import tiny
 from duiti.config import Config
 from duiti.eval.anchor import make_anchor
@@ -32,13 +31,8 @@ from duiti.eval.judge import held_out, write_rows
 from duiti.eval.row_losses import ROW_LOSSES_FILE, RowLosses
 from duiti.eval.rows import KINDS, SortedRows
 from duiti.eval.strength import Sweep, sweep_strength
-from duiti.fit import fit_memory
-from duiti.material import read_material
-from duiti.plan import settle
-from duiti.record import write_start
-from duiti.training.log import Talk
 from duiti.training.step import train_steps
-from duiti.workshop import Job, Workshop, set_up
+from duiti.workshop import Job, Workshop
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "rows.json"
@@ -62,11 +56,7 @@ def main() -> None:
         if epochs == EPOCHS[0]:
             found["strength"] = sweep.as_dict()
     found["machine"] = {"cpu": processor(), "threads": torch.get_num_threads()}
-    found["versions"] = {
-        "duiti": duiti.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    found["versions"] = versions()
     RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     tables = {"rows": _rows_table(found["rows"]), "strength": _strength_table(found["strength"])}
     for name, lines in tables.items():
@@ -120,12 +110,7 @@ def _measured(epochs: int) -> tuple[dict[str, dict[str, int]], Sweep]:
 
 def _made(folder: Path, data: Path, epochs: int) -> tuple[Job, Workshop]:
     config = Config(data=(str(data),), model="tiny", val="10%", epochs=epochs)
-    material = read_material(config)
-    config, reasons = settle(config, material)
-    config, fit = fit_memory(config, material, reasons)
-    write_start(folder, config, reasons, material)
-    job = Job(config=config, reasons=reasons, fit=fit, material=material, folder=folder)
-    return job, set_up(job, Talk(quiet=True))
+    return not_begun(folder, config)
 
 
 def _counted(found: SortedRows, done: dict[int, str]) -> dict[str, dict[str, int]]:

@@ -6,22 +6,51 @@ import json
 import math
 import random
 from itertools import islice
+from pathlib import Path
 
 import torch
+import transformers
 
+import duiti
 from duiti import tiny
+from duiti.config import Config
 from duiti.data.jobs import PrepareOptions
 from duiti.data.prepare import prepare
 from duiti.data.reading.sources import Source
 from duiti.eval.evaluate import score
+from duiti.fit import fit_memory
 from duiti.infer.model import Model
+from duiti.material import read_material
+from duiti.plan import settle
+from duiti.record import write_start
 from duiti.tiny import DataName
+from duiti.training.log import Talk
+from duiti.workshop import Job, Workshop, set_up
 from examples.tiny_world.text import HELDOUT_SEED, write_documents
 
 NUM_QUESTIONS = 400
 """Of a kind, drawn with a fixed seed: a share of 98 % is known to within about 1.4 points."""
 NUM_DOCUMENTS = 400
 """Held-out documents of the pretraining, some 40 tokens each."""
+
+
+def versions() -> dict[str, str]:
+    """Of what was measured with."""
+    return {
+        "duiti": duiti.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def not_begun(folder: Path, config: Config) -> tuple[Job, Workshop]:
+    """A run in this folder, as it is before its first update."""
+    material = read_material(config)
+    config, reasons = settle(config, material)
+    config, fit = fit_memory(config, material, reasons)
+    write_start(folder, config, reasons, material)
+    job = Job(config=config, reasons=reasons, fit=fit, material=material, folder=folder)
+    return job, set_up(job, Talk(quiet=True))
 
 
 def exact(model: Model, kind: DataName) -> float:

@@ -50,7 +50,7 @@ def settle(config: Config, material: Material) -> tuple[Config, dict[str, str]]:
     """Replace every `auto` by a value; say why, by key."""
     found = {
         **_for_the_machine(config, material),
-        **_for_the_rows(config, material),
+        **_for_the_rows(material),
         **_for_the_run(config, material),
     }
     open_ = {key: chosen for key, chosen in found.items() if getattr(config, key) == "auto"}
@@ -77,7 +77,7 @@ def _for_the_machine(config: Config, material: Material) -> Chosen:
     return found
 
 
-def _for_the_rows(config: Config, material: Material) -> Chosen:
+def _for_the_rows(material: Material) -> Chosen:
     return {
         "template": (material.template.name, _why_template(material)),
         "max_length": (material.data.max_length, "what the model's positions allow"),

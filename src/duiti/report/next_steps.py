@@ -93,7 +93,7 @@ def _improve(data: ReportData) -> list[NextStep]:
     """What can be better."""
     found = []
     epochs = data.config.get("epochs")
-    if is_falling(data) and isinstance(epochs, int):
+    if _is_falling(data) and isinstance(epochs, int):
         why = "Held-out loss was still falling: train longer"
         found.append(NextStep(why=why, command=_again(data, f"--epochs {2 * epochs}")))
     counts = data.rows.counts if data.rows is not None else {}
@@ -110,7 +110,7 @@ def _improve(data: ReportData) -> list[NextStep]:
     return [*found, NextStep(why=why, command=_command(*words))]
 
 
-def is_falling(data: ReportData) -> bool:
+def _is_falling(data: ReportData) -> bool:
     """Whether held-out loss fell by more than `FALLING` of itself from its last measurement but one
     to the last, which is the lowest."""
     curve = data.curves.get("val_loss")
